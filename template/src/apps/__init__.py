@@ -1,0 +1,1 @@
+"""One package per domain: `models.py` and `router.py` in it are found by themselves."""

@@ -1,0 +1,1 @@
+"""What the template owns: settings, database, migrations. `copier update` keeps improving it."""

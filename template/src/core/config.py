@@ -1,0 +1,115 @@
+"""The settings of the service: environment variables, and `.env` in development."""
+
+import os
+from enum import StrEnum
+from functools import cache, cached_property
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, InstanceOf, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from core import embedded_postgres
+from core.database_url import DatabaseURL
+from core.project import ROOT, load_project
+
+
+class Environment(StrEnum):
+    """Where the service runs."""
+
+    DEV = "dev"
+    TEST = "test"
+    PROD = "prod"
+
+
+class SettingsError(Exception):
+    """A setting is wrong. The message has one line per setting and holds no secret."""
+
+
+def _parse_url(value: object) -> object:
+    if isinstance(value, str):
+        return DatabaseURL.parse(value) if value.strip() else None
+    return value
+
+
+PostgresURL = Annotated[InstanceOf[DatabaseURL], NoDecode]
+OptionalPostgresURL = Annotated[PostgresURL | None, NoDecode, BeforeValidator(_parse_url)]
+
+
+class Settings(BaseSettings):
+    """Every setting, with its default. The environment variable is the name in capitals."""
+
+    model_config = SettingsConfigDict(
+        extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    environment: Environment = Environment.DEV
+    database_url: OptionalPostgresURL = None
+    sqlalchemy_database_uri: OptionalPostgresURL = None
+    """Another name for `database_url`."""
+    database_pool_size: Annotated[int, Field(ge=1, le=1000)] = 5
+    database_max_overflow: Annotated[int, Field(ge=0, le=1000)] = 10
+    database_pool_timeout: Annotated[float, Field(gt=0)] = 5.0
+    """Seconds that a request waits for a free connection before it is answered with 503."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @model_validator(mode="after")
+    def _one_database(self) -> Self:
+        names = (self.database_url, self.sqlalchemy_database_uri)
+        if None not in names and names[0] != names[1]:
+            raise ValueError(
+                "DATABASE_URL and SQLALCHEMY_DATABASE_URI are both set and differ; set one of them"
+            )
+        if names == (None, None) and self.environment is Environment.PROD:
+            raise ValueError(
+                "DATABASE_URL is not set; ENVIRONMENT=prod needs it "
+                "(postgresql://user:password@host:5432/database)"
+            )
+        return self
+
+    @cached_property
+    def url(self) -> DatabaseURL:
+        """The database to use.
+
+        Where none is set (dev and test only) it is one of the project's own server, which is
+        started now if it isn't running.
+
+        Raises:
+            EmbeddedPostgresError: that server can't run here; the message says what to do.
+        """
+        configured = self.database_url or self.sqlalchemy_database_uri
+        if configured is not None:
+            return configured
+        name = load_project().name
+        return embedded_postgres.start(
+            f"{name}-test" if self.environment is Environment.TEST else name
+        )
+
+
+@cache
+def get_settings() -> Settings:
+    """Return the settings; they are read once.
+
+    Raises:
+        SettingsError: one line per wrong setting.
+    """
+    in_dev = (os.environ.get("ENVIRONMENT") or Environment.DEV) == Environment.DEV
+    try:
+        settings = Settings(_env_file=ROOT / ".env" if in_dev else None)
+    except ValidationError as error:
+        raise SettingsError(_describe(error)) from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{ROOT / '.env'}: is not UTF-8 text") from None
+    if in_dev and settings.environment is not Environment.DEV:
+        raise SettingsError(
+            f"ENVIRONMENT: .env says {settings.environment}, but .env is read in dev only; "
+            "set ENVIRONMENT in the process's environment instead"
+        )
+    return settings
+
+
+def _describe(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+        name = str(problem["loc"][0]).upper() + ": " if problem["loc"] else ""
+        lines.append(name + problem["msg"].removeprefix("Value error, "))
+    return "\n".join(lines)

@@ -1,0 +1,67 @@
+"""The engine, and what makes sessions. `core.dependencies` gives a request its session."""
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import asyncpg
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
+
+from core.config import SettingsError, get_settings
+from core.database_url import DatabaseURL
+from core.embedded_postgres import EmbeddedPostgresError, binaries
+from core.project import load_project
+
+
+def create_engine(
+    url: DatabaseURL,
+    *,
+    server_settings: Mapping[str, str] | None = None,
+    connect_timeout: float = 10.0,
+    **options: Any,
+) -> AsyncEngine:
+    """Return an engine for `url`; nothing connects before its first use.
+
+    Args:
+        url: where to connect to.
+        server_settings: run-time parameters of each connection; a rollback does not undo them.
+        connect_timeout: seconds; `connect_timeout` in the URL goes before it.
+        options: further arguments of `sqlalchemy.ext.asyncio.create_async_engine`.
+    """
+    arguments: dict[str, Any] = {"timeout": connect_timeout, **url.asyncpg_arguments()}
+    settings = {"application_name": load_project().name, **(server_settings or {})}
+
+    async def connect(**keywords: Any) -> "asyncpg.Connection[asyncpg.Record]":
+        # asyncpg reads the URL itself: it knows sslmode, sockets and several hosts as libpq does.
+        return await asyncpg.connect(**arguments, server_settings=settings, **keywords)
+
+    return create_async_engine("postgresql+asyncpg://", async_creator=connect, **options)
+
+
+def create_sessionmaker(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+    """Return what makes the sessions of requests."""
+    return async_sessionmaker(engine, expire_on_commit=False)
+
+
+def shell() -> None:
+    """Become psql on the configured database (`python -m core.database`)."""
+    try:
+        url = get_settings().url
+        psql = shutil.which("psql") or str(binaries() / "psql")
+    except (SettingsError, EmbeddedPostgresError) as error:
+        sys.exit(str(error))
+    environment = dict(os.environ)
+    if url.password is not None:
+        environment["PGPASSWORD"] = url.password
+    os.execvpe(psql, [psql, url.without_password], environment)  # noqa: S606
+
+
+if __name__ == "__main__":
+    shell()

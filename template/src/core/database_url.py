@@ -1,0 +1,134 @@
+"""A PostgreSQL address, in every spelling that people have, made one."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+
+SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
+
+# libpq knows these and asyncpg does not: it would send them to the server as settings, which
+# refuses the connection. The documentation of libpq lists them under "Parameter Key Words".
+_LIBPQ_ONLY = frozenset(
+    {
+        "channel_binding",
+        "client_encoding",
+        "fallback_application_name",
+        "gssencmode",
+        "keepalives",
+        "keepalives_count",
+        "keepalives_idle",
+        "keepalives_interval",
+        "load_balance_hosts",
+        "require_auth",
+        "requirepeer",
+        "sslcertmode",
+        "sslcompression",
+        "sslsni",
+        "tcp_user_timeout",
+    }
+)
+_LARGEST_PORT = 65535
+_ASYNCPG_NAMES = {"ssl": "sslmode"}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class DatabaseURL:
+    """A PostgreSQL address. `str()` and `repr()` of it never show the password."""
+
+    user: str | None
+    password: str | None
+    hosts: str
+    """Comma-separated `host[:port]`, IPv6 in brackets; empty for a default Unix socket."""
+    database: str
+    query: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the address that `text` spells.
+
+        Raises:
+            ValueError: not a PostgreSQL URL; the message never repeats the text, as there may
+                be a password in it.
+        """
+        scheme, separator, _ = text.strip().partition("://")
+        if not separator:
+            raise ValueError("is not a URL; expected postgresql://user:password@host:5432/database")
+        if scheme.lower() not in SCHEMES:
+            shown = scheme if scheme.replace("+", "").isalnum() else "?"
+            raise ValueError(f"has the scheme {shown!r}; expected one of {', '.join(SCHEMES)}")
+        try:
+            parts = urlsplit(text.strip())
+            query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        except ValueError:
+            raise ValueError(
+                "can't be read as a URL; percent-encode what is special in the password "
+                "(/ is %2F, ? is %3F, # is %23, [ is %5B)"
+            ) from None
+        if parts.fragment:
+            raise ValueError("has a '#' in it; in a password, write it as %23")
+        # The last "@" ends the password: one that was not percent-encoded does no harm.
+        userinfo, _, hosts = parts.netloc.rpartition("@")
+        user, has_password, password = userinfo.partition(":")
+        url = cls(
+            user=unquote(user) or None,
+            password=unquote(password) if has_password and password else None,
+            hosts=hosts,
+            database=unquote(parts.path.removeprefix("/")),
+            query=tuple((_ASYNCPG_NAMES.get(key, key), value) for key, value in query),
+        )
+        url._check_ports()
+        if not url.database:
+            raise ValueError("names no database; expected .../database at the end of the address")
+        return url
+
+    def _check_ports(self) -> None:
+        for host in self.hosts.split(","):
+            port = host.rpartition("]")[2].partition(":")[2]
+            if port and not (port.isascii() and port.isdigit() and int(port) <= _LARGEST_PORT):
+                raise ValueError(
+                    "has a port that is not a number up to 65535; "
+                    "in a password, write : as %3A, / as %2F and @ as %40"
+                )
+
+    def with_database(self, database: str) -> Self:
+        """Return the same server's address with another database."""
+        return replace(self, database=database)
+
+    @property
+    def libpq(self) -> str:
+        """The address with its password, as libpq, psql, pg_dump and asyncpg read it."""
+        return self._render(password=self.password, query=self.query)
+
+    @property
+    def without_password(self) -> str:
+        """The address for messages, and for commands that get the password by PGPASSWORD."""
+        return self._render(
+            password=None, query=tuple(pair for pair in self.query if pair[0] != "password")
+        )
+
+    def _render(self, *, password: str | None, query: tuple[tuple[str, str], ...]) -> str:
+        userinfo = quote(self.user or "", safe="")
+        if password is not None:
+            userinfo += ":" + quote(password, safe="")
+        authority = f"{userinfo}@{self.hosts}" if userinfo else self.hosts
+        parameters = "?" + urlencode(query, quote_via=quote, safe="/") if query else ""
+        return f"postgresql://{authority}/{quote(self.database, safe='')}{parameters}"
+
+    def asyncpg_arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of `asyncpg.connect` for this address."""
+        query = tuple(
+            (key, value)
+            for key, value in self.query
+            if key not in _LIBPQ_ONLY and key != "connect_timeout"
+        )
+        arguments: dict[str, Any] = {"dsn": self._render(password=self.password, query=query)}
+        timeout = dict(self.query).get("connect_timeout")
+        if timeout is not None and timeout.isdigit() and int(timeout) > 0:
+            arguments["timeout"] = float(timeout)
+        return arguments
+
+    def __str__(self) -> str:
+        return self.without_password
+
+    def __repr__(self) -> str:
+        return f"DatabaseURL({self.without_password!r})"

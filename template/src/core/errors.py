@@ -1,0 +1,159 @@
+"""One format for every error: RFC 9457 problem details (`application/problem+json`)."""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.exceptions import HTTPException
+
+from core.request_id import request_id
+
+logger = logging.getLogger(__name__)
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_CONFLICTS = {
+    "23001": "other data still need this",
+    "23503": "what this refers to does not exist, or other data still need this",
+    "23505": "this exists already",
+    "23P01": "this overlaps with what exists already",
+}
+_UNAVAILABLE_CLASSES = ("08", "53", "57P")  # connection, resources, operator intervention
+
+
+class FieldProblem(BaseModel):
+    """What is wrong with one field of a request."""
+
+    field: str
+    """Where it stands: `body.email`, `query.limit`."""
+    message: str
+
+
+class Problem(BaseModel):
+    """The body of every answer that is not a success."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str | None = None
+    instance: str | None = None
+    request_id: str | None = None
+    errors: list[FieldProblem] | None = None
+
+
+class AppError(Exception):
+    """An error that the caller is told of. Raise one of its kinds from a service."""
+
+    status = HTTPStatus.BAD_REQUEST
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class NotFoundError(AppError):
+    """What was asked for does not exist."""
+
+    status = HTTPStatus.NOT_FOUND
+
+
+class ConflictError(AppError):
+    """What was asked for contradicts what exists."""
+
+    status = HTTPStatus.CONFLICT
+
+
+class ProblemResponse(JSONResponse):
+    """A problem as a response."""
+
+    media_type = "application/problem+json"
+
+
+def problem(
+    request: Request,
+    status: int,
+    detail: str | None,
+    *,
+    errors: list[FieldProblem] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> ProblemResponse:
+    """Return the answer for an error of the HTTP status `status`."""
+    body = Problem(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        instance=request.url.path,
+        request_id=request_id(),
+        errors=errors,
+    )
+    return ProblemResponse(
+        body.model_dump(exclude_none=True), status_code=status, headers=dict(headers or {})
+    )
+
+
+async def _on_app_error(request: Request, error: AppError) -> ProblemResponse:
+    return problem(request, error.status, error.detail)
+
+
+async def _on_http_error(request: Request, error: HTTPException) -> ProblemResponse:
+    phrase = HTTPStatus(error.status_code).phrase
+    detail = None if error.detail == phrase else str(error.detail)
+    return problem(request, error.status_code, detail, headers=error.headers)
+
+
+async def _on_invalid_request(request: Request, error: RequestValidationError) -> ProblemResponse:
+    fields = [
+        FieldProblem(field=".".join(map(str, item["loc"])), message=item["msg"])
+        for item in error.errors()
+    ]
+    return problem(
+        request, HTTPStatus.UNPROCESSABLE_ENTITY, "the request is not valid", errors=fields
+    )
+
+
+async def _on_database_error(request: Request, error: DBAPIError) -> ProblemResponse:
+    sqlstate = getattr(error.orig, "sqlstate", None) or ""
+    if isinstance(error, IntegrityError) and sqlstate in _CONFLICTS:
+        return problem(request, HTTPStatus.CONFLICT, _CONFLICTS[sqlstate])
+    if error.connection_invalidated or sqlstate.startswith(_UNAVAILABLE_CLASSES):
+        return await _on_unavailable(request, error)
+    return await _on_unexpected(request, error)
+
+
+async def _on_unavailable(request: Request, error: Exception) -> ProblemResponse:
+    logger.warning("the database is not available: %s: %s", type(error).__name__, error)
+    return problem(
+        request,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "the database is not available",
+        headers={"Retry-After": "1"},
+    )
+
+
+async def _on_unexpected(request: Request, error: Exception) -> ProblemResponse:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return problem(
+        request, HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected error; the log has the request id"
+    )
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Make every error of `app` a problem."""
+    handlers: dict[type[Exception], Any] = {
+        AppError: _on_app_error,
+        HTTPException: _on_http_error,
+        RequestValidationError: _on_invalid_request,
+        DBAPIError: _on_database_error,
+        PoolTimeoutError: _on_unavailable,
+        ConnectionError: _on_unavailable,
+        TimeoutError: _on_unavailable,
+        Exception: _on_unexpected,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)

@@ -1,0 +1,66 @@
+"""`/health/live`: the process answers. `/health/ready`: it can serve, as the schema is at head."""
+
+import asyncio
+from http import HTTPStatus
+from typing import Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from core.errors import Problem, problem
+from core.migrations.state import SchemaReader, SchemaState, State
+
+router = APIRouter(prefix="/health", tags=["health"])
+
+DEADLINE = 1.5
+"""Seconds that the database has to answer; probes commonly give up after two."""
+
+
+class Live(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Ready(Live):
+    """The service can serve."""
+
+    schema_state: State
+    current: str | None
+    head: str | None
+
+
+@router.get("/live")
+async def live() -> Live:
+    """Say that the process answers; the database is not asked."""
+    return Live()
+
+
+@router.get(
+    "/ready",
+    response_model=Ready,
+    responses={503: {"model": Problem, "description": "The service can't serve; detail says why."}},
+)
+async def ready(request: Request) -> Ready | JSONResponse:
+    """Say whether the database answers and its schema is at head."""
+    state = await _state(request)
+    if state.state is not State.AT_HEAD:
+        return problem(request, HTTPStatus.SERVICE_UNAVAILABLE, state.describe())
+    return Ready(
+        schema_state=state.state,
+        current=", ".join(state.current) or None,
+        head=", ".join(state.heads) or None,
+    )
+
+
+async def _state(request: Request) -> SchemaState:
+    # Not asyncio.timeout: closing a connection to a server that hangs can itself take long. The
+    # question is left behind, and the answer given.
+    reader: SchemaReader = request.app.state.schema
+    question = asyncio.create_task(reader.read())
+    done, _ = await asyncio.wait({question}, timeout=DEADLINE)
+    if not done:
+        question.cancel()
+        return SchemaState.unreachable(f"no answer within {DEADLINE} s")
+    return question.result()

@@ -1,0 +1,1 @@
+"""What stands behind `migrations/env.py`: plain Alembic commands get all of it."""

@@ -1,0 +1,96 @@
+"""What `alembic revision --autogenerate` and `alembic check` compare, and what they leave alone."""
+
+import logging
+from collections.abc import Callable, MutableMapping
+from functools import cached_property
+from typing import Any, Literal
+
+import alembic_postgresql_enum
+from alembic.operations.ops import MigrationScript
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, MetaData, text
+
+from core.models import import_models
+
+logger = logging.getLogger("alembic.autogenerate")
+
+# Its operations are unknown to a type checker, which reads new revisions too.
+alembic_postgresql_enum.set_configuration(alembic_postgresql_enum.Config(add_type_ignore=True))
+
+# Partitions and foreign tables belong to what made them, tables of extensions to their extension.
+_FOREIGN_RELATIONS = text(
+    """
+    SELECT n.nspname, c.relname
+    FROM pg_catalog.pg_class c
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relispartition
+       OR c.relkind = 'f'
+       OR EXISTS (
+            SELECT FROM pg_catalog.pg_depend d
+            WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+       )
+    """
+)
+
+_NameType = Literal[
+    "schema", "table", "column", "index", "unique_constraint", "foreign_key_constraint",
+    "check_constraint",
+]  # fmt: skip
+_ParentNames = MutableMapping[
+    Literal["schema_name", "table_name", "schema_qualified_table_name"], str | None
+]
+
+
+def comparison_options(
+    connection: Connection, *, autogenerating: Callable[[], bool]
+) -> dict[str, Any]:
+    """Return the arguments of `context.configure` that say what to compare.
+
+    Args:
+        connection: the database compared with.
+        autogenerating: whether the command is `revision --autogenerate`; asked when it matters.
+
+    Raises:
+        AppImportError: the models of an app fail to import.
+    """
+    comparison = _Comparison(connection, import_models())
+
+    def process_revision_directives(
+        _context: MigrationContext, _revision: object, directives: list[MigrationScript]
+    ) -> None:
+        script = directives[0]
+        if autogenerating() and script.upgrade_ops is not None and script.upgrade_ops.is_empty():
+            directives.clear()
+            logger.warning(
+                "no revision written: the models and the database have the same schema "
+                "(EMPTY=1, or plain `alembic revision`, writes an empty one)"
+            )
+
+    return {
+        "target_metadata": comparison.metadata,
+        "include_schemas": bool(comparison.schemas - {None}),
+        "include_name": comparison.includes,
+        "compare_type": True,
+        "compare_server_default": True,
+        "process_revision_directives": process_revision_directives,
+    }
+
+
+class _Comparison:
+    def __init__(self, connection: Connection, metadata: MetaData) -> None:
+        self.metadata = metadata
+        self.schemas = {table.schema for table in metadata.tables.values()}
+        self._connection = connection
+
+    @cached_property
+    def _foreign(self) -> set[tuple[str, str]]:
+        return {(schema, name) for schema, name in self._connection.execute(_FOREIGN_RELATIONS)}
+
+    def includes(self, name: str | None, kind: _NameType, parents: _ParentNames) -> bool:
+        """Return whether what the database has under `name` is compared with the models."""
+        if kind == "schema":
+            return name is None or name in self.schemas
+        if kind != "table" or parents["schema_qualified_table_name"] in self.metadata.tables:
+            return True
+        schema = parents["schema_name"] or self._connection.dialect.default_schema_name
+        return (schema, name) not in self._foreign

@@ -1,0 +1,55 @@
+"""The application: `uvicorn --app-dir src --factory main:create_app`."""
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from api import create_router
+from core.apps import AppImportError
+from core.config import SettingsError, get_settings
+from core.database import create_engine, create_sessionmaker
+from core.errors import Problem, add_error_handlers
+from core.logging import configure_logging
+from core.migrations.state import SchemaReader
+from core.project import load_project
+from core.request_id import RequestIDMiddleware
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Own the engine: made when the application starts, closed when it stops."""
+    settings = get_settings()
+    engine = create_engine(
+        settings.url,
+        pool_size=settings.database_pool_size,
+        max_overflow=settings.database_max_overflow,
+        pool_timeout=settings.database_pool_timeout,
+        pool_pre_ping=True,
+    )
+    app.state.sessionmaker = create_sessionmaker(engine)
+    app.state.schema = SchemaReader(engine)
+    yield
+    await engine.dispose()
+
+
+def create_app() -> FastAPI:
+    """Return the application. A wrong setting ends the process with a line that names it."""
+    try:
+        configure_logging(get_settings())
+        router = create_router()
+    except (SettingsError, AppImportError) as error:
+        sys.exit(str(error))
+    project = load_project()
+    app = FastAPI(
+        title=project.title,
+        description=project.description,
+        version=project.version,
+        lifespan=lifespan,
+        responses={"default": {"model": Problem, "description": "Any error"}},
+    )
+    app.include_router(router)
+    app.add_middleware(RequestIDMiddleware)
+    add_error_handlers(app)
+    return app
