@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from api import create_router
 from core.apps import AppImportError
-from core.config import SettingsError, get_settings
+from core.config import Environment, SettingsError, get_settings
 from core.database import create_engine, create_sessionmaker
 from core.errors import Problem, add_error_handlers
 from core.logging import configure_logging
@@ -27,6 +27,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         max_overflow=settings.database_max_overflow,
         pool_timeout=settings.database_pool_timeout,
         pool_pre_ping=True,
+        hide_parameters=settings.environment is Environment.PROD,
     )
     app.state.sessionmaker = create_sessionmaker(engine)
     app.state.schema = SchemaReader(engine)
@@ -50,6 +51,6 @@ def create_app() -> FastAPI:
         responses={"default": {"model": Problem, "description": "Any error"}},
     )
     app.include_router(router)
-    app.add_middleware(RequestIDMiddleware)
     add_error_handlers(app)
+    app.add_middleware(RequestIDMiddleware)  # the last one added is the outermost
     return app

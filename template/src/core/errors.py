@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.request_id import request_id
 
@@ -123,11 +124,12 @@ async def _on_database_error(request: Request, error: DBAPIError) -> ProblemResp
         return problem(request, HTTPStatus.CONFLICT, _CONFLICTS[sqlstate])
     if error.connection_invalidated or sqlstate.startswith(_UNAVAILABLE_CLASSES):
         return await _on_unavailable(request, error)
-    return await _on_unexpected(request, error)
+    raise error
 
 
 async def _on_unavailable(request: Request, error: Exception) -> ProblemResponse:
-    logger.warning("the database is not available: %s: %s", type(error).__name__, error)
+    cause = getattr(error, "orig", None) or error  # without SQLAlchemy's statement and values
+    logger.warning("the database is not available: %s: %s", type(cause).__name__, cause)
     return problem(
         request,
         HTTPStatus.SERVICE_UNAVAILABLE,
@@ -136,15 +138,42 @@ async def _on_unavailable(request: Request, error: Exception) -> ProblemResponse
     )
 
 
-async def _on_unexpected(request: Request, error: Exception) -> ProblemResponse:
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return problem(
-        request, HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected error; the log has the request id"
-    )
+class UnexpectedErrorMiddleware:
+    """Log what no handler knows, and answer 500.
+
+    A handler for `Exception` would run outside every middleware: without the request's id.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_note)
+        except Exception:
+            if scope["type"] != "http" or started:
+                raise
+            request = Request(scope)
+            logger.exception("%s %s failed", request.method, request.url.path)
+            response = problem(
+                request,
+                HTTPStatus.INTERNAL_SERVER_ERROR,
+                "unexpected error; the log has more under the request id",
+            )
+            await response(scope, receive, send)
 
 
 def add_error_handlers(app: FastAPI) -> None:
     """Make every error of `app` a problem."""
+    app.add_middleware(UnexpectedErrorMiddleware)
     handlers: dict[type[Exception], Any] = {
         AppError: _on_app_error,
         HTTPException: _on_http_error,
@@ -153,7 +182,6 @@ def add_error_handlers(app: FastAPI) -> None:
         PoolTimeoutError: _on_unavailable,
         ConnectionError: _on_unavailable,
         TimeoutError: _on_unavailable,
-        Exception: _on_unexpected,
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)

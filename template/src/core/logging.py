@@ -31,7 +31,7 @@ def configure_logging(settings: Settings) -> None:
             structlog.stdlib.add_logger_name,
             structlog.stdlib.ExtraAdder(),
             timestamp,
-            _add_request_id,
+            _finish,
         ],
         "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
     }
@@ -57,7 +57,8 @@ def configure_logging(settings: Settings) -> None:
     )
 
 
-def _add_request_id(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+def _finish(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    event.pop("color_message", None)  # uvicorn's message again, in colour
     if (current := request_id()) is not None:
         event["request_id"] = current
     return event

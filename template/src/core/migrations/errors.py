@@ -80,9 +80,10 @@ def _advise(message: str) -> str:
 
 
 def _place_in_revision(error: BaseException) -> str | None:
-    """Return file and line of the revision that raised, if one did."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    """Return file, line and function of the revision that raised, if one did."""
+    for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)
-        if "versions" in path.parts and path.is_relative_to(ROOT / "migrations"):
-            return f"{path.relative_to(ROOT)}:{frame.lineno}"
+        if frame.name in {"upgrade", "downgrade"} and "site-packages" not in path.parts:
+            shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+            return f"{shown}:{frame.lineno}, in {frame.name}"
     return None

@@ -1,0 +1,126 @@
+"""`make migrate-status`, `make migrate-reset`, and Alembic's own commands."""
+
+import asyncio
+import io
+import sys
+from collections.abc import Iterator
+
+import pytest
+from alembic import command
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from tests.support import run_alembic
+
+from core import database, embedded_postgres
+from core.config import get_settings
+from core.database_url import DatabaseURL
+from core.migrations import __main__ as migrations
+from core.migrations.config import make_config
+
+HEADS = ScriptDirectory.from_config(make_config()).get_heads()
+
+
+@pytest.fixture
+def configured(database_url: DatabaseURL, monkeypatch: pytest.MonkeyPatch) -> Iterator[DatabaseURL]:
+    """A migrated database, as the configured one."""
+    monkeypatch.setenv("DATABASE_URL", database_url.libpq)
+    get_settings.cache_clear()
+    yield database_url
+    get_settings.cache_clear()
+
+
+def test_status_at_head(configured: DatabaseURL, capsys: pytest.CaptureFixture[str]) -> None:
+    assert migrations.main(["status"]) == 0
+    printed = capsys.readouterr().out
+    assert f"database: {configured.database}" in printed
+    assert "at head" in printed
+
+
+@pytest.mark.skipif(not HEADS, reason="the project has no revisions yet")
+def test_status_names_what_is_pending(
+    configured: DatabaseURL, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asyncio.run(run_alembic(configured, "downgrade", "-1"))
+    assert migrations.main(["status"]) == 0
+    printed = capsys.readouterr().out
+    assert "behind by 1 revision; run `make migrate-up`" in printed
+    assert f"pending:  {HEADS[0]}" in printed
+
+
+def test_status_of_a_server_that_is_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:secret@127.0.0.1:1/app")
+    get_settings.cache_clear()
+    assert migrations.main(["status"]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("postgresql://u@127.0.0.1:1/app: ")
+    assert "secret" not in printed
+    with pytest.raises(CommandError):
+        command.current(make_config())
+    get_settings.cache_clear()
+
+
+def test_alembic_runs_inside_a_running_loop(configured: DatabaseURL) -> None:
+    async def inside() -> None:
+        command.current(make_config())
+        command.check(make_config())
+
+    asyncio.run(inside())
+
+
+def test_reset_wants_the_name(
+    configured: DatabaseURL, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("yes\n"))
+    assert migrations.main(["reset"]) == 1
+    assert f"CONFIRM={configured.database}" in capsys.readouterr().err
+    assert migrations.main(["reset", "--confirm", "another"]) == 1
+    assert "nothing was changed" in capsys.readouterr().err
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert migrations.main(["reset"]) == 1
+    capsys.readouterr()
+    migrations.main(["status"])
+    assert "at head" in capsys.readouterr().out
+
+
+def test_reset_goes_down_to_base(
+    configured: DatabaseURL, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert migrations.main(["reset", "--confirm", configured.database]) == 0
+    migrations.main(["status"])
+    assert "current:  none" in capsys.readouterr().out
+
+
+def test_the_shell_gets_the_password_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:secret@db/app")
+    get_settings.cache_clear()
+    calls: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr("os.execvpe", lambda _file, args, env: calls.append((args, env)))
+    monkeypatch.setattr("shutil.which", lambda _name: "/usr/bin/psql")
+    database.shell()
+    get_settings.cache_clear()
+    [(arguments, environment)] = calls
+    assert arguments == ["/usr/bin/psql", "postgresql://u@db/app"]
+    assert environment["PGPASSWORD"] == "secret"
+
+
+def test_the_project_s_own_server_starts_once_and_stops(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    home = tmp_path_factory.mktemp("a project's folder") / ".postgres"
+    try:
+        first = embedded_postgres.start("it's", home=home)
+        assert embedded_postgres.start("it's", home=home) == first
+        asyncio.run(run_alembic(first, "upgrade", "head"))
+        assert embedded_postgres.stop(home=home)
+        assert not embedded_postgres.stop(home=home)
+        assert embedded_postgres.start("it's", home=home) == first
+    finally:
+        embedded_postgres.stop(home=home)
+
+
+def test_without_the_wheel_it_says_to_set_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(embedded_postgres.EmbeddedPostgresError, match="Set DATABASE_URL="):
+        embedded_postgres.binaries()

@@ -1,0 +1,194 @@
+"""What Alembic's commands say when something is wrong, and that nothing of it stays."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.util import CommandError
+from psycopg.rows import TupleRow
+
+from core import apps
+from core.config import get_settings
+from core.database_url import DatabaseURL
+from core.migrations.config import make_config
+from core.models import import_models
+
+REVISION = '''"""{revision}"""
+import sqlalchemy as sa
+from alembic import op
+
+revision = "{revision}"
+down_revision = {down_revision!r}
+
+
+def upgrade() -> None:
+    op.create_table("t_{revision}", sa.Column("id", sa.Integer))
+    {upgrade}
+
+
+def downgrade() -> None:
+    op.drop_table("t_{revision}")
+'''
+
+
+class Project:
+    """Revisions of the test's own, on an empty database."""
+
+    def __init__(self, folder: Path, connection: psycopg.Connection[TupleRow]) -> None:
+        self.folder = folder
+        self.connection = connection
+
+    def write(self, revision: str, down_revision: str | None = None, upgrade: str = "pass") -> None:
+        text = REVISION.format(revision=revision, down_revision=down_revision, upgrade=upgrade)
+        (self.folder / f"{revision}.py").write_text(text, encoding="utf-8")
+
+    def run(self, name: str, *arguments: str, **attributes: object) -> None:
+        config = make_config(**attributes)
+        config.set_main_option("path_separator", "newline")
+        config.set_main_option("version_locations", str(self.folder))
+        getattr(command, name)(config, *arguments)
+
+    def refused(self, name: str, *arguments: str, **attributes: object) -> str:
+        with pytest.raises(CommandError) as error:
+            self.run(name, *arguments, **attributes)
+        return str(error.value)
+
+    def tables(self) -> set[str]:
+        query = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+        with self.connection.transaction():
+            rows = self.connection.execute(query)
+            return {name for (name,) in rows} - {"alembic_version"}
+
+
+@pytest.fixture
+def project(
+    empty_database_url: DatabaseURL,
+    postgresql_empty: psycopg.Connection[TupleRow],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Project]:
+    monkeypatch.setenv("DATABASE_URL", empty_database_url.libpq)
+    get_settings.cache_clear()
+    yield Project(tmp_path, postgresql_empty)
+    get_settings.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("statement", "says"),
+    [
+        ("raise ValueError('no such thing')", "ValueError: no such thing"),
+        ("op.execute('SELECT nothing')", 'column "nothing" does not exist'),
+    ],
+)
+def test_a_revision_that_raises_is_named_and_leaves_nothing(
+    project: Project, statement: str, says: str
+) -> None:
+    project.write("a1")
+    project.write("b2", "a1", statement)
+    message = project.refused("upgrade", "head")
+    assert "b2.py:11, in upgrade" in message
+    assert says in message
+    assert project.tables() == {"t_a1"}
+
+
+def test_two_heads_are_refused_with_the_way_out(project: Project) -> None:
+    project.write("a1")
+    project.write("b2", "a1")
+    project.write("c3", "a1")
+    assert "alembic merge heads" in project.refused("upgrade", "head")
+    assert project.tables() == set()
+
+
+def test_a_database_ahead_of_the_code_is_said(project: Project) -> None:
+    project.write("a1")
+    project.write("b2", "a1")
+    project.run("upgrade", "head")
+    (project.folder / "b2.py").unlink()
+    for name, argument in (("upgrade", "head"), ("downgrade", "-1")):
+        message = project.refused(name, argument)
+        assert "no revision 'b2' in this code" in message
+    assert project.tables() == {"t_a1", "t_b2"}
+
+
+def test_more_steps_down_than_there_are_is_said(project: Project) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    assert "not so many revisions" in project.refused("downgrade", "-2")
+
+
+def test_models_are_not_compared_with_a_database_behind(project: Project) -> None:
+    project.write("a1")
+    config = make_config()
+    config.set_main_option("path_separator", "newline")
+    config.set_main_option("version_locations", str(project.folder))
+    with pytest.raises(CommandError, match="run `make migrate-up` first"):
+        command.revision(config, autogenerate=True)
+
+
+def test_a_lock_that_is_held_does_not_hold_all_others(project: Project) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    project.write("b2", "a1", "op.add_column('t_a1', sa.Column('name', sa.Text))")
+    with project.connection.transaction():
+        project.connection.execute("SELECT FROM t_a1")
+        message = project.refused("upgrade", "head", lock_timeout="50ms")
+    assert "lock timeout" in message
+    assert project.tables() == {"t_a1"}
+
+
+def test_a_wrong_option_is_said(project: Project) -> None:
+    message = project.refused("upgrade", "head", lock_timeout="soon")
+    assert message.startswith("attributes['lock_timeout']: expected a duration")
+
+
+def test_a_wrong_password_is_said_without_it(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:secret@127.0.0.1:1/app")
+    get_settings.cache_clear()
+    message = project.refused("upgrade", "head")
+    assert "secret" not in message
+
+
+@pytest.fixture
+def apps_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place for apps of the test's own, beside the real ones."""
+    folder = tmp_path_factory.mktemp("root") / "src" / "apps"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(apps, "ROOT", folder.parents[1])
+    monkeypatch.setattr(apps, "APPS", folder)
+    import apps as package  # noqa: PLC0415
+
+    monkeypatch.setattr(package, "__path__", [str(folder)])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("broken_a/models.py", "x = 1\nimport nowhere\n", "broken_a/models.py:2: ModuleNotFoundError"),
+        ("broken_b/models.py", "def :\n", "broken_b/models.py:1: SyntaxError"),
+        ("broken_c/models/order.py", "1 / 0\n", "broken_c/models/order.py:1: ZeroDivisionError"),
+        ("not-a-name/models.py", "", "not-a-name/models.py: 'not-a-name' can't be imported"),
+    ],
+)  # fmt: skip
+def test_models_that_fail_to_import_stop_with_their_path(
+    project: Project, apps_folder: Path, file: str, text: str, says: str
+) -> None:
+    path = apps_folder / file
+    path.parent.mkdir(parents=True)
+    path.write_text(text, encoding="utf-8")
+    message = project.refused("check")
+    assert message.startswith(f"src/apps/{says}")
+
+
+def test_models_are_found_without_a_list(apps_folder: Path) -> None:
+    for file in ("one/models.py", "two/models/__init__.py", "two/models/deep.py"):
+        path = apps_folder / f"found_{file}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("", encoding="utf-8")
+    names = [module.__name__ for module in apps.import_app_modules("models")]
+    assert names == ["apps.found_one.models", "apps.found_two.models", "apps.found_two.models.deep"]
+    assert import_models() is not None

@@ -1,0 +1,218 @@
+"""What holds for every route: health, errors, request ids, and the session of a request."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+
+import httpx
+import pytest
+from alembic.script import ScriptDirectory
+from fastapi import FastAPI
+from pydantic import BaseModel
+from sqlalchemy import text
+from tests.support import make_client, started_app
+
+from core.config import Environment, Settings
+from core.database_url import DatabaseURL
+from core.dependencies import SessionDep
+from core.errors import ConflictError, NotFoundError
+from core.logging import configure_logging
+from core.migrations.config import make_config
+
+
+class Number(BaseModel):
+    number: int
+
+
+def add_test_routes(app: FastAPI) -> None:
+    @app.post("/test/rows")
+    async def add_row(data: Number, session: SessionDep) -> Number:
+        await session.execute(text("INSERT INTO test_rows VALUES (:number)"), data.model_dump())
+        if data.number < 0:
+            raise NotFoundError("no negative numbers")
+        return data
+
+    @app.get("/test/conflict")
+    async def conflict() -> None:
+        raise ConflictError("it is taken")
+
+    @app.get("/test/unexpected")
+    async def unexpected() -> None:
+        raise RuntimeError("a secret detail")
+
+    @app.get("/test/sql")
+    async def sql(statement: str, session: SessionDep) -> None:
+        await session.execute(text(statement))
+
+
+@pytest.fixture
+async def live(
+    database_url: DatabaseURL, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[httpx.AsyncClient]:
+    async with started_app(database_url, monkeypatch) as app, make_client(app) as client:
+        add_test_routes(app)
+        create = "CREATE TABLE test_rows (number int UNIQUE DEFERRABLE INITIALLY DEFERRED)"
+        await client.get("/test/sql", params={"statement": create})
+        yield client
+
+
+async def test_the_process_is_alive_without_a_database(client: httpx.AsyncClient) -> None:
+    response = await client.get("/health/live")
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
+
+
+async def test_a_migrated_database_is_ready(live_client: httpx.AsyncClient) -> None:
+    response = await live_client.get("/health/ready")
+    assert response.status_code == 200
+    heads = ScriptDirectory.from_config(make_config()).get_heads()
+    assert response.json()["current"] == response.json()["head"] == next(iter(heads), None)
+
+
+@pytest.mark.skipif(
+    not ScriptDirectory.from_config(make_config()).get_heads(),
+    reason="the project has no revisions yet",
+)
+async def test_a_database_that_was_not_migrated_is_not_ready(
+    empty_database_url: DatabaseURL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started_app(empty_database_url, monkeypatch) as app, make_client(app) as client:
+        response = await client.get("/health/ready")
+    assert response.status_code == 503
+    assert "never migrated" in response.json()["detail"]
+
+
+async def test_a_database_of_a_newer_release_is_not_ready(
+    live: httpx.AsyncClient,
+) -> None:
+    for statement in ("DELETE FROM alembic_version", "INSERT INTO alembic_version VALUES ('ff')"):
+        await live.get("/test/sql", params={"statement": statement})
+    response = await live.get("/health/ready")
+    assert response.status_code == 503
+    assert "does not have" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("server", ["away", "silent"])
+async def test_without_an_answer_of_the_database_there_is_one_within_two_seconds(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def say_nothing(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(10)
+        writer.close()
+
+    listener = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    if server == "away":
+        listener.close()
+    url = DatabaseURL.parse(f"postgresql://u:secret@127.0.0.1:{port}/app")
+    async with started_app(url, monkeypatch) as app, make_client(app) as client:
+        async with asyncio.timeout(2):
+            response = await client.get("/health/ready")
+        listener.close()
+    assert response.status_code == 503
+    assert response.json()["detail"].startswith("the database can't be reached")
+    assert "secret" not in response.text
+
+
+async def test_what_a_request_did_is_committed_before_the_answer(live: httpx.AsyncClient) -> None:
+    assert (await live.post("/test/rows", json={"number": 1})).status_code == 200
+    # The second row breaks the constraint at the commit, not before.
+    response = await live.post("/test/rows", json={"number": 1})
+    assert response.status_code == 409
+
+
+async def test_an_error_rolls_back(live: httpx.AsyncClient) -> None:
+    assert (await live.post("/test/rows", json={"number": -1})).status_code == 404
+    assert (await live.post("/test/rows", json={"number": 2})).status_code == 200
+    only_one = "SELECT 1 / (CASE WHEN count(*) = 1 THEN 1 ELSE 0 END) FROM test_rows"
+    assert (await live.get("/test/sql", params={"statement": only_one})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "detail"),
+    [
+        ("GET", "/nowhere", 404, None),
+        ("DELETE", "/health/live", 405, None),
+        ("GET", "/test/conflict", 409, "it is taken"),
+        ("GET", "/test/unexpected", 500, "unexpected error; the log has more under the request id"),
+        ("GET", "/test/sql?statement=SELECT+1/0", 500, None),
+        ("POST", "/test/rows", 422, "the request is not valid"),
+    ],
+)
+async def test_every_error_is_a_problem(
+    live: httpx.AsyncClient, method: str, path: str, status: int, detail: str | None
+) -> None:
+    response = await live.request(method, path, headers={"X-Request-ID": "abc-1"})
+    assert response.status_code == status
+    assert response.headers["Content-Type"] == "application/problem+json"
+    problem = response.json()
+    assert (problem["status"], problem["request_id"]) == (status, "abc-1")
+    assert problem["instance"] == path.partition("?")[0]
+    assert problem["title"]
+    assert "secret" not in response.text
+    if detail is not None:
+        assert problem["detail"] == detail
+
+
+async def test_a_database_that_goes_away_is_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = DatabaseURL.parse("postgresql://u:p@127.0.0.1:1/app")
+    async with started_app(url, monkeypatch) as app, make_client(app) as client:
+        add_test_routes(app)
+        response = await client.get("/test/sql", params={"statement": "SELECT 1"})
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("abc-123", True), ("a\nb", False), ("x" * 200, False), ("", False)]
+)
+async def test_a_request_id_is_kept_or_made(
+    client: httpx.AsyncClient, given: str, kept: bool
+) -> None:
+    response = await client.get("/health/live", headers={"X-Request-ID": given.replace("\n", " ")})
+    assert (response.headers["X-Request-ID"] == given) is kept
+    assert response.headers["X-Request-ID"]
+
+
+@pytest.fixture
+def log_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Environment], list[str]]:
+    def lines(environment: Environment) -> list[str]:
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])  # those of pytest
+        log_an_error(environment)
+        return capsys.readouterr().err.splitlines()
+
+    return lines
+
+
+def log_an_error(environment: Environment) -> None:
+    settings = Settings(
+        environment=environment, database_url=DatabaseURL.parse("postgresql://u:p@db/app")
+    )
+    configure_logging(settings)
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        logging.getLogger("mine").exception("it %s", "failed", extra={"order": 7})
+
+
+def test_prod_logs_one_json_object_a_line(
+    log_lines: Callable[[Environment], list[str]],
+) -> None:
+    lines = log_lines(Environment.PROD)
+    assert len(lines) == 1
+    record = json.loads(lines[0])
+    assert record["event"] == "it failed"
+    assert (record["level"], record["logger"], record["order"]) == ("error", "mine", 7)
+    assert "ValueError: broken" in record["exception"]
+
+
+def test_dev_logs_for_people(log_lines: Callable[[Environment], list[str]]) -> None:
+    assert "it failed" in log_lines(Environment.DEV)[0]
+
+
+def test_logging_that_the_caller_set_up_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = logging.NullHandler()
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    configure_logging(Settings(environment=Environment.TEST))
+    assert logging.getLogger().handlers == [handler]

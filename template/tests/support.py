@@ -1,0 +1,45 @@
+"""What fixtures and tests both call."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from alembic import command
+from fastapi import FastAPI
+from sqlalchemy.pool import NullPool
+
+from core.config import get_settings
+from core.database import create_engine
+from core.database_url import DatabaseURL
+from core.migrations.config import make_config
+from main import create_app
+
+
+async def run_alembic(url: DatabaseURL, name: str, *arguments: str) -> None:
+    """Run an Alembic command on the database `url`."""
+    engine = create_engine(url, poolclass=NullPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(
+            lambda sync: getattr(command, name)(make_config(connection=sync), *arguments)
+        )
+
+
+@asynccontextmanager
+async def started_app(url: DatabaseURL, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FastAPI]:
+    """Start an application on the database `url`, and stop it."""
+    monkeypatch.setenv("DATABASE_URL", url.libpq)
+    get_settings.cache_clear()
+    app = create_app()
+    async with app.router.lifespan_context(app):
+        yield app
+    get_settings.cache_clear()
+
+
+def make_client(app: FastAPI) -> httpx.AsyncClient:
+    """Return a client of `app`, to which an unexpected error is an answer, as to real ones."""
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=app, raise_app_exceptions=False),
+        base_url="http://test",
+        trust_env=False,
+    )
