@@ -123,7 +123,9 @@ def load_alembic_config(
 
 def make_config(**attributes: object) -> Config:
     """Return what `alembic.command` functions take, for a program; see `load_alembic_config`."""
-    return Config(toml_file=PYPROJECT, attributes=attributes)
+    # An alembic.ini, where a project went back to it, goes before the table for Alembic too.
+    ini = ROOT / "alembic.ini"
+    return Config(ini if ini.exists() else None, toml_file=PYPROJECT, attributes=attributes)
 
 
 _OPTIONS = tuple(SafetyOptions.model_fields)

@@ -1,0 +1,13 @@
+"""What must be true of the project's files."""
+
+from core.config import Settings
+from core.migrations.config import ENVIRONMENT_PREFIX, SafetyOptions
+from core.project import ROOT
+
+
+def test_the_example_of_the_environment_is_complete() -> None:
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    names = {name.upper() for name in Settings.model_fields}
+    names |= {ENVIRONMENT_PREFIX + name.upper() for name in SafetyOptions.model_fields}
+    given = {line[1:].partition("=")[0] for line in example.splitlines() if line[1:2].isupper()}
+    assert names - given == set()
