@@ -85,7 +85,11 @@ async def test_a_database_that_was_not_migrated_is_not_ready(
 async def test_a_database_of_a_newer_release_is_not_ready(
     live: httpx.AsyncClient,
 ) -> None:
-    for statement in ("DELETE FROM alembic_version", "INSERT INTO alembic_version VALUES ('ff')"):
+    for statement in (
+        "CREATE TABLE IF NOT EXISTS alembic_version (version_num text)",
+        "DELETE FROM alembic_version",
+        "INSERT INTO alembic_version VALUES ('ff')",
+    ):
         await live.get("/test/sql", params={"statement": statement})
     response = await live.get("/health/ready")
     assert response.status_code == 503

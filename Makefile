@@ -1,0 +1,43 @@
+# uv from PATH, or one of this checkout's own in .uv
+ifneq ($(shell command -v uv 2>/dev/null),)
+UV := uv
+else
+UV := .uv/bin/uv
+OWN_UV := .uv/bin/uv
+endif
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: $(OWN_UV) ## Render a project into demo/, migrate, serve and ask it
+	@$(UV) sync --quiet
+	@.venv/bin/python scripts/demo.py
+
+test: $(OWN_UV) ## Run the template's test suite
+	@$(UV) sync --quiet
+	@.venv/bin/python -m pytest -v $(PYTEST_ARGS)
+
+check: $(OWN_UV) ## Check format, lint and types
+	@$(UV) sync --quiet
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/mypy
+
+format: $(OWN_UV) ## Format the code, and mend what can be mended
+	@$(UV) sync --quiet
+	.venv/bin/ruff check --fix-only
+	.venv/bin/ruff format
+
+bench: $(OWN_UV) ## Measure the rendered project, as ratios against a floor in the same run
+	@$(UV) sync --quiet
+	@.venv/bin/python benchmarks/bench.py
+
+.uv/bin/uv:
+	@echo 'uv is not installed; getting it into .uv (https://docs.astral.sh/uv)' >&2
+	@$(PYTHON) -m venv .uv && .uv/bin/python -m pip install --quiet --disable-pip-version-check uv || \
+		{ rm -rf .uv; echo 'uv could not be installed; get it from https://docs.astral.sh/uv and try again' >&2; exit 1; }

@@ -1,0 +1,123 @@
+"""The template as it is in the working tree, projects rendered from it, and one PostgreSQL."""
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.rows import TupleRow
+from pytest_postgresql import factories
+
+from core import embedded_postgres
+from core.database_url import DatabaseURL
+from tests.support import ROOT, Project, copy
+
+Render = Callable[..., Project]
+
+_noproc = factories.postgresql_noproc(dbname="test")
+postgresql = factories.postgresql("postgresql_noproc")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseURL]:
+    """One PostgreSQL for all tests."""
+    home = tmp_path_factory.mktemp("server") / ".postgres"
+    yield embedded_postgres.start("postgres", home=home)
+    embedded_postgres.stop(home=home)
+
+
+@pytest.fixture(scope="session")
+def postgresql_noproc(server: DatabaseURL, request: pytest.FixtureRequest) -> Iterator[object]:
+    """The server, as pytest-postgresql knows it."""
+    request.config.option.postgresql_host = dict(server.query)["host"]
+    yield from _noproc.__wrapped__(request)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def database(
+    server: DatabaseURL, postgresql: psycopg.Connection[TupleRow]
+) -> psycopg.Connection[TupleRow]:
+    """A connection to an empty database of the test's own."""
+    postgresql.autocommit = True
+    return postgresql
+
+
+@pytest.fixture
+def database_url(server: DatabaseURL, database: psycopg.Connection[TupleRow]) -> DatabaseURL:
+    """The address of the test's database."""
+    return server.with_database(database.info.dbname)
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the working tree without its history, so that Copier takes it as it is."""
+    target = tmp_path_factory.mktemp("template") / "template"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    return target
+
+
+@pytest.fixture(scope="session")
+def synced(template: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment variables that let every project use one installed environment."""
+    project = Project(copy(template, tmp_path_factory.mktemp("synced") / "project", {}))
+    project.run("uv", "sync", "--quiet")
+    return {"UV_PROJECT_ENVIRONMENT": str(project.path / ".venv"), "UV_NO_SYNC": "1"}
+
+
+@pytest.fixture
+def render(
+    template: Path, synced: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Render]:
+    """Render a project: `render(project_name="Orders", ...)`."""
+    projects: list[Project] = []
+
+    def render(folder: str = "project", **answers: object) -> Project:
+        path = copy(template, tmp_path / folder, answers)
+        # A pytest in the project must not meet this one's temporary folders.
+        temporary = tmp_path / "tmp"
+        temporary.mkdir(exist_ok=True)
+        project = Project(path, **synced, PYTEST_DEBUG_TEMPROOT=str(temporary))
+        projects.append(project)
+        return project
+
+    yield render
+    for project in projects:
+        if (project.path / ".postgres").exists():
+            project.make("db-stop")
+    report = request.node.stash.get(_REPORT, None)
+    if report is not None and report.failed:
+        paths = ", ".join(str(project.path) for project in projects)
+        report.sections.append(("The rendered project stays on disk", paths))
+        print(f"\nThe rendered project stays on disk: {paths}")
+
+
+_REPORT = pytest.StashKey[pytest.TestReport]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Keep the report of a test for its fixtures."""
+    report: pytest.TestReport = yield  # type: ignore[assignment, misc]
+    if report.when == "call":
+        item.stash[_REPORT] = report
+    return report  # type: ignore[return-value]
+
+
+@pytest.fixture
+def project(render: Render, database_url: DatabaseURL) -> Project:
+    """A project with the default answers, on a database of its own."""
+    project = render()
+    project.environment["DATABASE_URL"] = database_url.libpq
+    return project

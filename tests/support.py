@@ -1,0 +1,129 @@
+"""A rendered project, and the programs that tests run in it."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from copier import run_copy
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHON_VERSIONS = ("3.11", "3.12", "3.13", "3.14")
+COMMAND_TIMEOUT = 300
+
+Completed = subprocess.CompletedProcess[str]
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment without what belongs to this checkout or points to a database."""
+    foreign = {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "ENVIRONMENT", "CI"}
+    prefixes = ("PG", "MAKE", "MIGRATION_", "PYTEST", "COV_", "UV_PROJECT")
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in foreign and not name.startswith(prefixes) and "DATABASE_UR" not in name
+    }
+    # uv comes with this checkout's environment.
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    environment["GIT_CONFIG_GLOBAL"] = os.devnull
+    for role in ("AUTHOR", "COMMITTER"):
+        environment |= {f"GIT_{role}_NAME": "test", f"GIT_{role}_EMAIL": "test@example.com"}
+    return environment
+
+
+class Project:
+    """A rendered project, and the environment its commands run in."""
+
+    def __init__(self, path: Path, **environment: str) -> None:
+        self.path = path
+        self.environment = clean_environment() | environment
+
+    def run(
+        self,
+        *command: str,
+        expect: int | None = 0,
+        cwd: Path | None = None,
+        stdin: str | None = None,
+        **environment: str,
+    ) -> Completed:
+        """Run a command in the project; it has to end with the exit code `expect`."""
+        done = subprocess.run(
+            command,
+            cwd=cwd or self.path,
+            env=self.environment | environment,
+            input=stdin if stdin is not None else "",
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=COMMAND_TIMEOUT,
+        )
+        shown = f"{command} in {self.path} ended with {done.returncode}"
+        assert expect is None or done.returncode == expect, f"{shown}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def make(self, *arguments: str, expect: int | None = 0, **environment: str) -> Completed:
+        """Run make in the project."""
+        return self.run("make", *arguments, expect=expect, **environment)
+
+    def alembic(self, *arguments: str, expect: int | None = 0, **environment: str) -> Completed:
+        """Run plain Alembic in the project."""
+        return self.run("uv", "run", "alembic", *arguments, expect=expect, **environment)
+
+    def python(self, code: str, expect: int | None = 0, **environment: str) -> Completed:
+        """Run Python code in the project."""
+        return self.run("uv", "run", "python", "-c", code, expect=expect, **environment)
+
+    def write(self, path: str, text: str) -> Path:
+        """Write a file of the project."""
+        file = self.path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        return file
+
+    def read(self, path: str) -> str:
+        """Read a file of the project."""
+        return (self.path / path).read_text(encoding="utf-8")
+
+    def revisions(self) -> list[Path]:
+        """Return the files of the revisions, oldest first."""
+        return sorted((self.path / "migrations" / "versions").glob("*.py"))
+
+    def files(self) -> set[str]:
+        """Return the paths of all files but those that git ignores."""
+        return {
+            str(path.relative_to(self.path))
+            for path in self.path.rglob("*")
+            if path.is_file() and not {".git", ".venv", "__pycache__"} & set(path.parts)
+        }
+
+    def commit(self, message: str = "Commit") -> None:
+        """Commit everything, in a repository made where there is none."""
+        if not (self.path / ".git").exists():
+            self.run("git", "init", "--quiet", "--initial-branch=main")
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", f"--message={message}")
+
+
+def copy(template: Path, target: Path, answers: Mapping[str, object]) -> Path:
+    """Render the template and return the project's folder."""
+    run_copy(str(template), target, data=dict(answers), defaults=True, quiet=True)
+    return target
+
+
+def interpreters() -> dict[str, str]:
+    """Return the path of a Python of each version from 3.11 on that this machine has."""
+    home = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    folders = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep)]
+    folders += sorted(home.glob("versions/*/bin"))
+    found: dict[str, str] = {}
+    for version in PYTHON_VERSIONS:
+        for folder in folders:
+            program = folder / f"python{version}"
+            if version in found or "shims" in folder.parts or not program.exists():
+                continue
+            done = subprocess.run([program, "-V"], capture_output=True, text=True, check=False)
+            if re.match(rf"Python {re.escape(version)}\.\d+$", done.stdout.strip()):
+                found[version] = str(program)
+    return found

@@ -1,0 +1,265 @@
+"""Answers, and the files that come of them."""
+
+import ast
+import itertools
+import json
+import shutil
+import subprocess
+import tempfile
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tests.support import ROOT, Project, copy
+
+ALWAYS = {
+    ".copier-answers.yml",
+    ".env.example",
+    ".gitignore",
+    "Makefile",
+    "README.md",
+    "migrations/env.py",
+    "migrations/script.py.mako",
+    "pyproject.toml",
+    "src/main.py",
+    "src/core/config.py",
+    "tests/conftest.py",
+}
+OPTIONAL: dict[str, tuple[dict[str, object], set[str]]] = {
+    "example": (
+        {"example_app": True},
+        {
+            "src/apps/users/models.py",
+            "tests/apps/users/test_users.py",
+            "migrations/versions/20260101_0000_3f1c9b7d5a20_create_users.py",
+        },
+    ),
+    "github": ({"ci": "github"}, {".github/workflows/ci.yml"}),
+    "gitlab": ({"ci": "gitlab"}, {".gitlab-ci.yml"}),
+    "containers": (
+        {"container_files": True},
+        {"Dockerfile", ".dockerignore", "compose.yaml"},
+    ),
+}
+
+
+def parse_all(project: Path) -> None:
+    """Parse every file of the project by its kind."""
+    for path in project.rglob("*"):
+        if path.suffix == ".py":
+            ast.parse(path.read_text(encoding="utf-8"), str(path))
+        elif path.suffix == ".toml":
+            tomllib.loads(path.read_text(encoding="utf-8"))
+        elif path.suffix in {".yml", ".yaml"}:
+            yaml.safe_load(path.read_text(encoding="utf-8"))
+    listed = subprocess.run(
+        ["make", "--dry-run", "help"], cwd=project, capture_output=True, text=True, check=False
+    )
+    assert listed.returncode == 0, listed.stderr
+
+
+@pytest.mark.parametrize(
+    ("example_app", "ci", "container_files"),
+    list(itertools.product([True, False], ["github", "gitlab", "none"], [True, False])),
+)
+def test_each_answer_brings_its_files_and_no_others(
+    template: Path, tmp_path: Path, *, example_app: bool, ci: str, container_files: bool
+) -> None:
+    answers: dict[str, object] = {
+        "example_app": example_app,
+        "ci": ci,
+        "container_files": container_files,
+    }
+    project = Project(copy(template, tmp_path / "project", answers))
+    files = project.files()
+    assert files >= ALWAYS
+    for wanted, paths in OPTIONAL.values():
+        chosen = all(answers[name] == value for name, value in wanted.items())
+        assert (paths <= files) if chosen else not (paths & files)
+    parse_all(project.path)
+
+
+@pytest.mark.parametrize("version", ["14", "15", "16", "17", "18"])
+def test_the_versions_reach_the_image_and_ci(
+    template: Path, tmp_path: Path, version: str
+) -> None:
+    answers = {"postgres_version": version, "python_version": "3.12", "ci": "gitlab"}
+    project = Project(copy(template, tmp_path / "project", answers))
+    compose = yaml.safe_load(project.read("compose.yaml"))
+    assert compose["services"]["database"]["image"] == f"postgres:{version}"
+    gitlab = yaml.safe_load(project.read(".gitlab-ci.yml"))
+    assert gitlab["check"]["services"][0]["name"] == f"postgres:{version}"
+    assert gitlab["check"]["image"] == "python:3.12"
+    assert "FROM python:3.12-slim" in project.read("Dockerfile")
+    assert project.make("-s", "versions").stdout.split() == ["python=3.12", f"postgres={version}"]
+
+
+def test_nothing_of_the_template_leaks(template: Path, tmp_path: Path) -> None:
+    project = Project(copy(template, tmp_path / "project", {}))
+    own = {path.name for path in ROOT.iterdir()} - {path.name for path in project.path.iterdir()}
+    assert {"copier.yml", "template", "CHANGELOG.md", "scripts"} <= own
+    for name in project.files():
+        text = project.read(name)
+        assert not name.endswith(".jinja")
+        assert "{%" not in text or name == "migrations/script.py.mako"
+        assert "copier.yml" not in text
+        for path in (str(ROOT), str(template)):
+            assert path not in text or name == ".copier-answers.yml"
+
+
+def test_at_most_eight_questions_each_with_help_and_a_check(template: Path) -> None:
+    document = yaml.safe_load((template / "copier.yml").read_text(encoding="utf-8"))
+    questions = {
+        name: question
+        for name, question in document.items()
+        if not name.startswith("_") and question.get("when") is not False
+    }
+    assert len(questions) <= 8
+    for question in questions.values():
+        assert question["help"]
+        assert "validator" in question or "choices" in question or question["type"] == "bool"
+    assert not {"_tasks", "_migrations", "_jinja_extensions"} & set(document)
+    assert document["_min_copier_version"]
+    assert document["_envops"]["undefined"] == "jinja2.StrictUndefined"
+
+
+def test_jinja_stands_in_no_python_file() -> None:
+    for path in (ROOT / "template").rglob("*.py*"):
+        if path.suffix in {".py", ".jinja"} and ".py" in path.suffixes:
+            assert path.suffix == ".py", path
+
+
+def test_after_copying_a_message_says_what_is_next(template: Path, tmp_path: Path) -> None:
+    done = Project(tmp_path).run("copier", "copy", "--defaults", str(template), "newproj")
+    for words in ("git init", "make dev", "make test"):
+        assert words in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("question", "value", "allowed"),
+    [
+        ("project_name", "", "printable"),
+        ("project_name", "x" * 61, "60"),
+        ("project_name", "two\nlines", "no line breaks"),
+        ("project_name", " x", "no space at either end"),
+        ("project_name", "bell\a", "printable"),
+        ("project_slug", "../../etc", "at most 40 of a-z"),
+        ("project_slug", "a" * 41, "at most 40 of a-z"),
+        ("project_slug", "1st", "at most 40 of a-z"),
+        ("project_slug", "Upper", "at most 40 of a-z"),
+        ("project_slug", "ends-", "at most 40 of a-z"),
+        ("project_slug", "line\n", "at most 40 of a-z"),
+        ("project_slug", "fastapi", "choose another"),
+        ("project_slug", "postgres", "choose another"),
+        ("description", "x\r\ny", "no line breaks"),
+        ("python_version", "3.10", "3.11"),
+        ("postgres_version", "13", "14"),
+        ("ci", "jenkins", "github"),
+    ],
+)
+def test_a_wrong_answer_is_refused_by_the_question_s_name(
+    template: Path, tmp_path: Path, question: str, value: str, allowed: str
+) -> None:
+    done = Project(tmp_path).run(
+        "copier", "copy", "--defaults", "--data", f"{question}={value}", str(template), "newproj",
+        expect=None,
+    )  # fmt: skip
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert question in done.stderr
+    assert allowed in last or "Invalid choice" in last
+    assert not (tmp_path / "newproj").exists()
+
+
+HOSTILE = st.sampled_from(
+    [
+        '"', "'", "\\", "{{ 7 * 7 }}", "{% raw %}", "{# x #}", "$(touch pwned)", "`id`", "#", ": ", "- ",
+        "${HOME}", "$$", "%(here)s", "%", "]", "[x]", "'''", '"""', "&a", "*a", "!x", "|", ">", "@", "~",
+        "null", "true", "1e3", "0x1F", "2026-01-01", "😀", "👨\u200d👩\u200d👧", "שלום", "سلام", "日本",
+        "\u00a0", "<b>", ";", "&&", "..", "/", "\n", "\t", "\x7f", "\u202e", "\ud7ff", "=", ",", "e\u0301",
+    ]
+)  # fmt: skip
+TEXT = st.lists(st.one_of(HOSTILE, st.text(max_size=5)), max_size=8).map("".join)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(name=TEXT, description=TEXT)
+@example(name="true", description="null")
+@example(name="1e3", description="- x")
+@example(name="'", description='"""')
+@example(name="{{ 7 * 7 }}", description="{% raw %}")
+@example(name="FastAPI", description="")
+@example(name="日本語", description="👨\u200d👩\u200d👧")
+def test_any_text_is_refused_or_carried_unchanged(
+    template: Path, name: str, description: str
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "project"
+        answers = {"project_name": name, "description": description, "ci": "gitlab"}
+        try:
+            copy(template, target, answers)
+        except ValueError as error:
+            refused = str(error)
+            assert "question 'project_name'" in refused or "question 'description'" in refused
+            assert "printable characters" in refused
+            assert not target.exists()
+            return
+        parse_all(target)
+        document = tomllib.loads((target / "pyproject.toml").read_text(encoding="utf-8"))
+        assert document["tool"]["service"]["title"] == name
+        assert document["project"]["description"] == description
+        saved = yaml.safe_load((target / ".copier-answers.yml").read_text(encoding="utf-8"))
+        assert (saved["project_name"], saved["description"]) == (name, description)
+        readme = (target / "README.md").read_text(encoding="utf-8")
+        assert readme.startswith(f"# {name}\n")
+        assert description in readme
+        assert not (target / "pwned").exists()
+
+
+def test_the_table_of_lint_rules_is_the_same_here_and_there(
+    template: Path, tmp_path: Path
+) -> None:
+    rendered = tomllib.loads(
+        (copy(template, tmp_path / "project", {}) / "pyproject.toml").read_text(encoding="utf-8")
+    )
+    own = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    for key in ("select", "ignore"):
+        assert own["tool"]["ruff"]["lint"][key] == rendered["tool"]["ruff"]["lint"][key]
+
+
+def test_a_project_can_not_be_named_like_what_it_installs(
+    synced: dict[str, str], template: Path
+) -> None:
+    lock = Path(synced["UV_PROJECT_ENVIRONMENT"]).with_name("uv.lock")
+    packages = tomllib.loads(lock.read_text(encoding="utf-8"))["package"]
+    taken = yaml.safe_load((template / "copier.yml").read_text(encoding="utf-8"))["taken_names"]
+    names = {package["name"] for package in packages} - {"my-service"}
+    assert names - set(yaml.safe_load(taken["default"])) == set()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+@pytest.mark.parametrize("ci", ["github", "gitlab"])
+def test_workflows_are_valid(template: Path, tmp_path: Path, ci: str) -> None:
+    project = Project(copy(template, tmp_path / "project", {"ci": ci}))
+    files = [str(path) for path in project.path.glob(".github/workflows/*")]
+    schema = "vendor.github-workflows"
+    if ci == "gitlab":
+        files, schema = [".gitlab-ci.yml"], "vendor.gitlab-ci"
+    project.run("check-jsonschema", "--builtin-schema", schema, *files)
+    own = [str(path) for path in (ROOT / ".github" / "workflows").glob("*.yml")]
+    project.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *own)
+
+
+def test_compose_has_no_password_of_its_own(template: Path, tmp_path: Path) -> None:
+    project = Project(copy(template, tmp_path / "project", {}))
+    compose = yaml.safe_load(project.read("compose.yaml"))
+    assert "${POSTGRES_PASSWORD:?" in json.dumps(compose)
+    assert ":-" not in project.read("compose.yaml")
