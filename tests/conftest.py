@@ -2,17 +2,17 @@
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.rows import TupleRow
 from pytest_postgresql import factories
+from tests.support import ROOT, Project, copy
 
 from core import embedded_postgres
 from core.database_url import DatabaseURL
-from tests.support import ROOT, Project, copy
 
 Render = Callable[..., Project]
 
@@ -85,10 +85,7 @@ def render(
 
     def render(folder: str = "project", **answers: object) -> Project:
         path = copy(template, tmp_path / folder, answers)
-        # A pytest in the project must not meet this one's temporary folders.
-        temporary = tmp_path / "tmp"
-        temporary.mkdir(exist_ok=True)
-        project = Project(path, **synced, PYTEST_DEBUG_TEMPROOT=str(temporary))
+        project = Project(path, **synced)
         projects.append(project)
         return project
 
@@ -99,7 +96,6 @@ def render(
     report = request.node.stash.get(_REPORT, None)
     if report is not None and report.failed:
         paths = ", ".join(str(project.path) for project in projects)
-        report.sections.append(("The rendered project stays on disk", paths))
         print(f"\nThe rendered project stays on disk: {paths}")
 
 
@@ -107,12 +103,14 @@ _REPORT = pytest.StashKey[pytest.TestReport]()
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Keep the report of a test for its fixtures."""
-    report: pytest.TestReport = yield  # type: ignore[assignment, misc]
+    report = yield
     if report.when == "call":
         item.stash[_REPORT] = report
-    return report  # type: ignore[return-value]
+    return report
 
 
 @pytest.fixture

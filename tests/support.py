@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from copier import run_copy
 
@@ -13,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTHON_VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 COMMAND_TIMEOUT = 300
 
+Env = Mapping[str, str]
+NOTHING: Env = MappingProxyType({})
 Completed = subprocess.CompletedProcess[str]
 
 
@@ -38,22 +41,24 @@ class Project:
 
     def __init__(self, path: Path, **environment: str) -> None:
         self.path = path
-        self.environment = clean_environment() | environment
+        # A pytest in the project, run by root, would close the folders above it to PostgreSQL.
+        self.environment = {**clean_environment(), "PYTEST_DEBUG_TEMPROOT": str(path.parent)}
+        self.environment |= environment
 
     def run(
         self,
         *command: str,
         expect: int | None = 0,
         cwd: Path | None = None,
-        stdin: str | None = None,
-        **environment: str,
+        stdin: str = "",
+        env: Env = NOTHING,
     ) -> Completed:
         """Run a command in the project; it has to end with the exit code `expect`."""
         done = subprocess.run(
             command,
             cwd=cwd or self.path,
-            env=self.environment | environment,
-            input=stdin if stdin is not None else "",
+            env={**self.environment, **env},
+            input=stdin,
             capture_output=True,
             text=True,
             check=False,
@@ -63,17 +68,17 @@ class Project:
         assert expect is None or done.returncode == expect, f"{shown}\n{done.stdout}\n{done.stderr}"
         return done
 
-    def make(self, *arguments: str, expect: int | None = 0, **environment: str) -> Completed:
+    def make(self, *arguments: str, expect: int | None = 0, env: Env = NOTHING) -> Completed:
         """Run make in the project."""
-        return self.run("make", *arguments, expect=expect, **environment)
+        return self.run("make", *arguments, expect=expect, env=env)
 
-    def alembic(self, *arguments: str, expect: int | None = 0, **environment: str) -> Completed:
+    def alembic(self, *arguments: str, expect: int | None = 0, env: Env = NOTHING) -> Completed:
         """Run plain Alembic in the project."""
-        return self.run("uv", "run", "alembic", *arguments, expect=expect, **environment)
+        return self.run("uv", "run", "alembic", *arguments, expect=expect, env=env)
 
-    def python(self, code: str, expect: int | None = 0, **environment: str) -> Completed:
+    def python(self, code: str, expect: int | None = 0, env: Env = NOTHING) -> Completed:
         """Run Python code in the project."""
-        return self.run("uv", "run", "python", "-c", code, expect=expect, **environment)
+        return self.run("uv", "run", "python", "-c", code, expect=expect, env=env)
 
     def write(self, path: str, text: str) -> Path:
         """Write a file of the project."""

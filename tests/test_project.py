@@ -14,10 +14,10 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg.rows import TupleRow
-
-from core.database_url import DatabaseURL
 from tests.conftest import Render
 from tests.support import ROOT, Project, clean_environment, interpreters
+
+from core.database_url import DatabaseURL
 
 INTERPRETERS = interpreters()
 
@@ -41,7 +41,7 @@ def test_its_own_check_and_tests_pass(render: Render, tmp_path: Path, version: s
     assert project.run("git", "status", "--porcelain").stdout.split() == ["??", "uv.lock"]
 
 
-@pytest.mark.parametrize("answers", [{"example_app": False}, {"project_name": "It's \"q\" 日本 $x"}])
+@pytest.mark.parametrize("answers", [{"example_app": False}, {"project_name": 'It\'s "q" 日本 $x'}])
 def test_other_answers_pass_too(render: Render, answers: dict[str, object]) -> None:
     project = render(**answers)
     project.make("migrate-up")
@@ -62,7 +62,7 @@ def test_its_tests_run_in_parallel_and_on_the_server_of_the_url(
 
 
 def test_its_tests_refuse_prod(project: Project) -> None:
-    done = project.run("uv", "run", "pytest", "-q", expect=None, ENVIRONMENT="prod")
+    done = project.run("uv", "run", "pytest", "-q", expect=None, env={"ENVIRONMENT": "prod"})
     assert done.returncode != 0
     assert "do not run with ENVIRONMENT=prod" in done.stdout + done.stderr
 
@@ -102,7 +102,7 @@ def test_a_message_arrives_as_text_and_runs_nothing(
     if way == "argument":
         project.make("migrate-create", f"MSG={message}", "EMPTY=1")
     else:
-        project.make("migrate-create", MSG=message, EMPTY="1")
+        project.make("migrate-create", env={"MSG": message, "EMPTY": "1"})
     [new] = [path for path in project.revisions() if "create_users" not in path.name]
     namespace: dict[str, object] = {}
     exec(compile(new.read_text(encoding="utf-8"), str(new), "exec"), namespace)  # noqa: S102
@@ -120,9 +120,7 @@ def test_a_message_arrives_as_text_and_runs_nothing(
         (["migrate-reset", "CONFIRM=$(touch pwned)"], "is not the name of the database"),
     ],
 )
-def test_a_wrong_call_is_one_clear_line(
-    project: Project, arguments: list[str], says: str
-) -> None:
+def test_a_wrong_call_is_one_clear_line(project: Project, arguments: list[str], says: str) -> None:
     done = project.make(*arguments, expect=2)
     lines = [line for line in done.stderr.splitlines() if not line.startswith("make")]
     assert len(lines) == 1
@@ -234,16 +232,16 @@ def test_prod_neither_has_nor_asks_for_the_wheel(
     assert missing.returncode != 0
     assert "FAILED: DATABASE_URL is not set" in missing.stdout
     assert "Traceback" not in missing.stderr
-    project.alembic("upgrade", "head", DATABASE_URL=database_url.libpq)
-    installed = project.run("uv", "pip", "list", VIRTUAL_ENV=str(tmp_path / "venv")).stdout
+    project.alembic("upgrade", "head", env={"DATABASE_URL": database_url.libpq})
+    installed = project.run("uv", "pip", "list", env={"VIRTUAL_ENV": str(tmp_path / "venv")}).stdout
     assert "pgserver" not in installed
     assert "pytest" not in installed
 
 
 def test_a_wrong_setting_ends_the_service_with_a_line(project: Project) -> None:
-    arguments = "uv run uvicorn --app-dir src --factory main:create_app".split()
+    arguments = ["uv", "run", "uvicorn", "--app-dir", "src", "--factory", "main:create_app"]
     wrong = {"DATABASE_URL": "mysql://u:secret@db/app", "LOG_LEVEL": "LOUD"}
-    done = project.run(*arguments, expect=None, **wrong)
+    done = project.run(*arguments, expect=None, env=wrong)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert "secret" not in done.stderr
@@ -333,7 +331,14 @@ def test_the_demo_runs_as_an_ordinary_user_from_a_path_with_spaces_on_python_311
             subprocess.run(["chown", "-R", "nobody", str(home)], check=True)
         for _ in range(2):
             done = subprocess.run(
-                [*ordinary_user, "env", f"HOME={home}", f"PATH={environment['PATH']}", "make", "demo"],
+                [
+                    *ordinary_user,
+                    "env",
+                    f"HOME={home}",
+                    f"PATH={environment['PATH']}",
+                    "make",
+                    "demo",
+                ],
                 cwd=checkout,
                 env=environment,
                 capture_output=True,
@@ -348,7 +353,9 @@ def test_the_demo_runs_as_an_ordinary_user_from_a_path_with_spaces_on_python_311
         shutil.rmtree(home)
 
 
-def test_the_demo_leaves_a_person_s_work_alone_and_says_what_failed(template: Path, tmp_path: Path) -> None:
+def test_the_demo_leaves_a_person_s_work_alone_and_says_what_failed(
+    template: Path, tmp_path: Path
+) -> None:
     checkout = shutil.copytree(template, tmp_path / "checkout")
     demo = [sys.executable, "scripts/demo.py"]
     project = Project(checkout)

@@ -13,7 +13,6 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-
 from tests.support import ROOT, Project, copy
 
 ALWAYS = {
@@ -84,9 +83,7 @@ def test_each_answer_brings_its_files_and_no_others(
 
 
 @pytest.mark.parametrize("version", ["14", "15", "16", "17", "18"])
-def test_the_versions_reach_the_image_and_ci(
-    template: Path, tmp_path: Path, version: str
-) -> None:
+def test_the_versions_reach_the_image_and_ci(template: Path, tmp_path: Path, version: str) -> None:
     answers = {"postgres_version": version, "python_version": "3.12", "ci": "gitlab"}
     project = Project(copy(template, tmp_path / "project", answers))
     compose = yaml.safe_load(project.read("compose.yaml"))
@@ -224,9 +221,7 @@ def test_any_text_is_refused_or_carried_unchanged(
         assert not (target / "pwned").exists()
 
 
-def test_the_table_of_lint_rules_is_the_same_here_and_there(
-    template: Path, tmp_path: Path
-) -> None:
+def test_the_table_of_lint_rules_is_the_same_here_and_there(template: Path, tmp_path: Path) -> None:
     rendered = tomllib.loads(
         (copy(template, tmp_path / "project", {}) / "pyproject.toml").read_text(encoding="utf-8")
     )

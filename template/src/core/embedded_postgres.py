@@ -41,7 +41,7 @@ class EmbeddedPostgresError(Exception):
     """The project's own server can't be had here. The message says what to do."""
 
 
-def start(database: str, *, home: Path = HOME) -> DatabaseURL:
+def start(database: str, *, home: Path | None = None) -> DatabaseURL:
     """Start the server under `home` if it isn't running, and make `database` if it isn't there.
 
     Returns the database's address.
@@ -49,15 +49,16 @@ def start(database: str, *, home: Path = HOME) -> DatabaseURL:
     Raises:
         EmbeddedPostgresError: no wheel for this platform, no rights, or the server's own error.
     """
-    server = _Server(home)
+    server = _Server(home or HOME)
     with server.locked():
         socket_folder = server.running() or server.start()
         server.ensure_database(database, socket_folder)
     return _address(database, socket_folder)
 
 
-def stop(*, home: Path = HOME) -> bool:
+def stop(*, home: Path | None = None) -> bool:
     """Stop the server under `home`; return whether there was one to stop."""
+    home = home or HOME
     if not (home / "data").exists():
         return False
     server = _Server(home)

@@ -4,6 +4,7 @@ import asyncio
 import io
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from alembic import command
@@ -14,6 +15,7 @@ from tests.support import run_alembic
 from core import database, embedded_postgres
 from core.config import get_settings
 from core.database_url import DatabaseURL
+from core.embedded_postgres import EmbeddedPostgresError
 from core.migrations import __main__ as migrations
 from core.migrations.config import make_config
 
@@ -120,7 +122,39 @@ def test_the_project_s_own_server_starts_once_and_stops(
         embedded_postgres.stop(home=home)
 
 
+def test_a_server_that_does_not_start_says_why(tmp_path_factory: pytest.TempPathFactory) -> None:
+    home = tmp_path_factory.mktemp("broken") / ".postgres"
+    embedded_postgres.start("app", home=home)
+    embedded_postgres.stop(home=home)
+    (home / "data" / "postgresql.conf").write_text("no_such_setting = 1\n", encoding="utf-8")
+    with pytest.raises(EmbeddedPostgresError, match="no_such_setting"):
+        embedded_postgres.start("app", home=home)
+    (home / "data" / "PG_VERSION").write_text("9.6\n", encoding="utf-8")
+    with pytest.raises(EmbeddedPostgresError, match=r"was made by PostgreSQL 9\.6"):
+        embedded_postgres.start("app", home=home)
+
+
+def test_a_server_that_never_was_is_not_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(embedded_postgres, "HOME", tmp_path)
+    assert embedded_postgres.main(["stop"]) == 0
+    assert "was not running" in capsys.readouterr().out
+    assert embedded_postgres.main(["start"]) == 2
+
+
+def test_a_folder_of_somebody_else_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(EmbeddedPostgresError, match=r"belongs to the user .* set DATABASE_URL"):
+        embedded_postgres.start("app", home=tmp_path / ".postgres")
+
+
 def test_without_the_wheel_it_says_to_set_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with pytest.raises(embedded_postgres.EmbeddedPostgresError, match="Set DATABASE_URL="):
+    with pytest.raises(EmbeddedPostgresError, match="Set DATABASE_URL="):
         embedded_postgres.binaries()

