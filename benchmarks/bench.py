@@ -1,0 +1,183 @@
+"""`make bench`: what the rendered project costs, as ratios against a floor in the same run.
+
+Each pair is measured in turn, floor and project, and the median is shown: machines are shared, so
+a ratio says more than a time.
+"""
+
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+
+from copier import run_copy
+from copier.errors import DirtyLocalWarning
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = 300
+"""How many tests the per-test cost is measured over."""
+ROUNDS = 5
+
+PLAIN = "async def test_{n}() -> None:\n    assert True\n\n\n"
+ON_DATABASE = "async def test_{n}(session) -> None:\n    assert session.is_active\n\n\n"
+
+REQUESTS = dedent("""
+    import asyncio, sys, time
+    import httpx
+    from fastapi import FastAPI
+
+    async def measure(app):
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://b", trust_env=False) as c:
+            for _ in range(200):
+                await c.get("/health/live")
+            started = time.perf_counter()
+            for _ in range(2000):
+                await c.get("/health/live")
+            return (time.perf_counter() - started) / 2000
+
+    if sys.argv[1] == "floor":
+        app = FastAPI()
+
+        @app.get("/health/live")
+        async def live() -> dict[str, str]:
+            return {"status": "ok"}
+    else:
+        import logging
+        logging.basicConfig(level=logging.WARNING)
+        from main import create_app
+        app = create_app()
+    print(asyncio.run(measure(app)))
+""")
+
+MEMORY = dedent("""
+    import asyncio, resource, sys
+
+    async def start():
+        if sys.argv[1] == "floor":
+            import asyncpg, fastapi, sqlalchemy.ext.asyncio, uvicorn
+            fastapi.FastAPI()
+        else:
+            import uvicorn
+            from main import create_app
+            app = create_app()
+            async with app.router.lifespan_context(app):
+                await app.state.schema.read()
+
+    asyncio.run(start())
+    scale = 1 if sys.platform == "darwin" else 1024
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6)
+""")
+
+
+class Project:
+    """A project rendered with the default answers, installed, migrated."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DirtyLocalWarning)
+            run_copy(str(ROOT), path, defaults=True, quiet=True, vcs_ref="HEAD")
+        foreign = {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "DATABASE_URL"}
+        self.environment = {k: v for k, v in os.environ.items() if k not in foreign}
+        self.environment["PATH"] += os.pathsep + str(Path(sys.executable).parent)
+        self.environment["PYTHONPATH"] = str(path / "src")
+        self.environment["PYTEST_DEBUG_TEMPROOT"] = str(path.parent)
+        self.run("make", "migrate-up")
+        self.python = str(path / ".venv" / "bin" / "python")
+
+    def run(self, *command: str) -> str:
+        """Run a command in the project; return what it printed."""
+        done = subprocess.run(
+            command,
+            cwd=self.path,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            sys.exit(f"{command} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def seconds(self, *command: str) -> float:
+        """Return how long a command takes."""
+        started = time.perf_counter()
+        self.run(*command)
+        return time.perf_counter() - started
+
+    def pytest(self, text: str) -> float:
+        """Return how long pytest takes for a file of this text."""
+        file = self.path / "tests" / "test_bench.py"
+        file.write_text(text, encoding="utf-8")
+        try:
+            return self.seconds(self.python, "-m", "pytest", "-q", "tests/test_bench.py")
+        finally:
+            file.unlink()
+
+
+def pairs(floor: Callable[[], float], project: Callable[[], float]) -> tuple[float, float]:
+    """Measure both in turn; return the medians."""
+    measured = [(floor(), project()) for _ in range(ROUNDS)]
+    return statistics.median(a for a, _ in measured), statistics.median(b for _, b in measured)
+
+
+def show(what: str, unit: str, floor: float, project: float, note: str = "") -> None:
+    """Print a line of the table."""
+    print(f"{what:<44} {floor:>8.3f} {project:>8.3f} {unit:<3} {project / floor:>6.2f} x  {note}")
+
+
+def main() -> int:
+    """Measure and print the table."""
+    print(f"{'':<44} {'floor':>8} {'project':>8}")
+    with tempfile.TemporaryDirectory() as folder:
+        project = Project(Path(folder) / "project")
+        try:
+            measure(project)
+        finally:
+            project.run("make", "db-stop")
+    return 0
+
+
+def measure(project: Project) -> None:
+    """Measure everything in `project`."""
+    plain, one = pairs(
+        lambda: project.pytest(PLAIN.format(n=1)), lambda: project.pytest(ON_DATABASE.format(n=1))
+    )
+    note = f"{one - plain:.2f} s for the databases (limit 3)"
+    show("pytest: one plain test, one on the database", "s", plain, one, note)
+    numbers = range(TESTS)
+    plain_all, all_ = pairs(
+        lambda: project.pytest("".join(PLAIN.format(n=n) for n in numbers)),
+        lambda: project.pytest("".join(ON_DATABASE.format(n=n) for n in numbers)),
+    )
+    each = ((all_ - one) - (plain_all - plain)) / (TESTS - 1) * 1000
+    note = f"{each:.2f} ms a test on top (limit 5)"
+    show(f"pytest: {TESTS} plain tests, {TESTS} on the database", "s", plain_all, all_, note)
+    imports = "import alembic.command, asyncpg, pydantic_settings, sqlalchemy.ext.asyncio"
+    floor, status = pairs(
+        lambda: project.seconds(project.python, "-c", imports),
+        lambda: project.seconds(project.python, "-m", "core.migrations", "status"),
+    )
+    show("importing the libraries, migrate-status", "s", floor, status)
+    for what, unit, program, scale in (
+        ("a request: bare FastAPI, the project", "ms", REQUESTS, 1000.0),
+        ("memory: the libraries, the started service", "MB", MEMORY, 1.0),
+    ):
+
+        def run(which: str, program: str = program, scale: float = scale) -> float:
+            printed = project.run(project.python, "-c", program, which)
+            return float(re.split(r"\s+", printed.strip())[-1]) * scale
+
+        floor, ours = pairs(lambda run=run: run("floor"), lambda run=run: run("project"))  # type: ignore[misc]
+        show(what, unit, floor, ours)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
