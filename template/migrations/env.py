@@ -15,8 +15,10 @@ from core.config import get_settings
 from core.database import create_engine
 from core.logging import configure_logging
 from core.migrations.autogenerate import comparison_options
-from core.migrations.config import AlembicConfig, load_alembic_config
+from core.migrations.blockers import Blockers
+from core.migrations.config import SafetyOptions, load_alembic_config
 from core.migrations.errors import readable_errors
+from core.migrations.runner import changes_revision, run_revisions
 from core.project import load_project
 
 config = context.config
@@ -34,7 +36,9 @@ def run_migrations_offline() -> None:
         context.run_migrations()
 
 
-def run_migrations_on(connection: Connection) -> None:
+def run_migrations_on(
+    connection: Connection, options: SafetyOptions, blockers: Blockers | None = None
+) -> None:
     """Run the command on `connection`, each revision in a transaction of its own."""
     context.configure(
         connection=connection,
@@ -44,22 +48,26 @@ def run_migrations_on(connection: Connection) -> None:
         ),
     )
     with context.begin_transaction():
-        context.run_migrations()
+        if changes_revision():
+            run_revisions(connection, options, blockers)
+        else:
+            context.run_migrations()
 
 
-async def run_migrations_online(options: AlembicConfig) -> None:
+async def run_migrations_online(options: SafetyOptions) -> None:
     """Connect to the configured database and run the command there."""
+    blockers = Blockers()
     engine = create_engine(
         get_settings().url,
         poolclass=NullPool,
         server_settings={
             "application_name": f"{load_project().name} migrations",
-            "lock_timeout": str(options.safety.lock_timeout),
-            "statement_timeout": str(options.safety.statement_timeout),
+            "lock_timeout": str(options.lock_timeout),
+            "statement_timeout": str(options.statement_timeout),
         },
     )
-    async with engine.connect() as connection:
-        await connection.run_sync(run_migrations_on)
+    async with engine.connect() as connection, blockers.watched(engine, connection):
+        await connection.run_sync(run_migrations_on, options, blockers)
 
 
 def run(coroutine: Coroutine[None, None, None]) -> None:
@@ -73,7 +81,8 @@ def run(coroutine: Coroutine[None, None, None]) -> None:
             thread.submit(asyncio.run, coroutine).result()
 
 
-with readable_errors():
+on_command_line = config.cmd_opts is not None and not config.cmd_opts.raiseerr
+with readable_errors(command_line=on_command_line):
     configure_logging(get_settings())
     alembic_config = load_alembic_config(
         config.toml_file_name,
@@ -83,6 +92,7 @@ with readable_errors():
     if context.is_offline_mode():
         run_migrations_offline()
     elif (given := config.attributes.get("connection")) is not None:
-        run_migrations_on(given)  # the program that gave it owns its transaction and its timeouts
+        # The program that gave it owns its transaction and its timeouts.
+        run_migrations_on(given, alembic_config.safety)
     else:
-        run(run_migrations_online(alembic_config))
+        run(run_migrations_online(alembic_config.safety))

@@ -15,12 +15,14 @@ import os
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import psycopg
 import pytest
 from fastapi import FastAPI
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import TupleRow
 from pytest_postgresql import factories
 from pytest_postgresql.executors import NoopExecutor
 from pytest_postgresql.janitor import DatabaseJanitor
@@ -30,7 +32,7 @@ from sqlalchemy.ext.asyncio import (
     AsyncSession,
     async_sessionmaker,
 )
-from tests.support import make_client, run_alembic, started_app
+from tests.support import Project, make_client, run_alembic, started_app
 
 from core.config import Environment, get_settings
 from core.database import create_engine
@@ -195,3 +197,17 @@ async def live_client(
     """A client of an application that was started, with an engine, on a database of its own."""
     async with started_app(database_url, monkeypatch) as app, make_client(app) as client:
         yield client
+
+
+@pytest.fixture
+def project(
+    empty_database_url: DatabaseURL,
+    postgresql_empty: psycopg.Connection[TupleRow],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Project]:
+    """Revisions of the test's own, on an empty database that is the configured one."""
+    monkeypatch.setenv("DATABASE_URL", empty_database_url.libpq)
+    get_settings.cache_clear()
+    yield Project(tmp_path, postgresql_empty)
+    get_settings.cache_clear()

@@ -2,11 +2,15 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 from alembic import command
+from alembic.util import CommandError
 from fastapi import FastAPI
+from psycopg.rows import TupleRow
 from sqlalchemy.pool import NullPool
 
 from core.config import get_settings
@@ -43,3 +47,67 @@ def make_client(app: FastAPI) -> httpx.AsyncClient:
         base_url="http://test",
         trust_env=False,
     )
+
+
+REVISION = '''"""{revision}"""
+import sqlalchemy as sa
+from alembic import op
+
+revision = "{revision}"
+down_revision = {down_revision!r}
+{module}
+
+
+def upgrade() -> None:
+    {table}
+    {upgrade}
+
+
+def downgrade() -> None:
+    op.execute("DROP TABLE IF EXISTS t_{revision}")
+'''
+
+
+class Project:
+    """Revisions of the test's own, on an empty database."""
+
+    def __init__(self, folder: Path, connection: psycopg.Connection[TupleRow]) -> None:
+        self.folder = folder
+        self.connection = connection
+
+    def write(
+        self,
+        revision: str,
+        down_revision: str | None = None,
+        upgrade: str = "pass",
+        *,
+        module: str = "",
+        table: bool = True,
+    ) -> None:
+        """Write a revision that makes the table `t_<revision>` and does what `upgrade` says."""
+        create = f'op.create_table("t_{revision}", sa.Column("id", sa.Integer))'
+        text = REVISION.format(
+            revision=revision,
+            down_revision=down_revision,
+            upgrade=upgrade,
+            module=module,
+            table=create if table else "pass",
+        )
+        (self.folder / f"{revision}.py").write_text(text, encoding="utf-8")
+
+    def run(self, name: str, *arguments: str, **attributes: object) -> None:
+        config = make_config(**attributes)
+        config.set_main_option("path_separator", "newline")
+        config.set_main_option("version_locations", str(self.folder))
+        getattr(command, name)(config, *arguments)
+
+    def refused(self, name: str, *arguments: str, **attributes: object) -> str:
+        with pytest.raises(CommandError) as error:
+            self.run(name, *arguments, **attributes)
+        return str(error.value)
+
+    def tables(self) -> set[str]:
+        query = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+        with self.connection.transaction():
+            rows = self.connection.execute(query)
+            return {name for (name,) in rows if not name.startswith("alembic_version")}

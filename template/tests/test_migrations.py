@@ -13,7 +13,8 @@ from core.database import create_engine
 from core.database_url import DatabaseURL
 from core.migrations.config import make_config
 
-# Everything a schema is made of, as text; equal text means an equal schema.
+# Everything a schema is made of, as text, but for Alembic's and the record's own tables; equal
+# text means an equal schema.
 SCHEMA = text(
     """
     SELECT 'relation', c.relname::text, c.relkind::text, ''
@@ -29,10 +30,10 @@ SCHEMA = text(
       AND c.relname NOT LIKE 'alembic\\_version%'
     UNION ALL
     SELECT 'index', indexname::text, indexdef, '' FROM pg_indexes
-    WHERE schemaname = 'public' AND tablename <> 'alembic_version'
+    WHERE schemaname = 'public' AND tablename NOT LIKE 'alembic\\_version%'
     UNION ALL
     SELECT 'constraint', conname::text, pg_get_constraintdef(oid), '' FROM pg_constraint
-    WHERE connamespace = 'public'::regnamespace AND conrelid IS DISTINCT FROM to_regclass('alembic_version')
+    WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text NOT LIKE 'alembic\\_version%'
     UNION ALL
     SELECT 'type', t.typname::text, t.typtype::text,
            coalesce((SELECT string_agg(enumlabel, ',' ORDER BY enumsortorder)

@@ -10,6 +10,7 @@ from alembic.operations.ops import MigrationScript
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, MetaData, text
 
+from core.migrations import record
 from core.models import import_models
 
 logger = logging.getLogger("alembic.autogenerate")
@@ -90,6 +91,8 @@ class _Comparison:
         """Return whether what the database has under `name` is compared with the models."""
         if kind == "schema":
             return name is None or name in self.schemas
+        if kind == "table" and name == record.TABLE:
+            return False
         if kind != "table" or parents["schema_qualified_table_name"] in self.metadata.tables:
             return True
         schema = parents["schema_name"] or self._connection.dialect.default_schema_name

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from alembic.config import Config
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from core.project import ROOT
 
@@ -34,7 +34,27 @@ def _parse_duration(value: object) -> object:
     raise ValueError("expected a duration such as '500ms', '2s', '1min', '1h' or 'off'")
 
 
+def parse_milliseconds(value: object, place: str) -> int:
+    """Return the milliseconds of a duration such as "2s".
+
+    Raises:
+        AlembicConfigError: it is none; the message begins with `place`.
+    """
+    try:
+        return TypeAdapter(Milliseconds).validate_python(value)
+    except ValidationError as error:
+        raise AlembicConfigError(f"{place}: {_message(error.errors()[0])}") from None
+
+
+def _parse_count(value: object) -> object:
+    """Let the environment and the command line, which have text only, give a number."""
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+
+
 Milliseconds = Annotated[int, BeforeValidator(_parse_duration)]
+
+
+Count = Annotated[int, BeforeValidator(_parse_count), Field(ge=0)]
 
 
 class _Table(BaseModel):
@@ -44,8 +64,12 @@ class _Table(BaseModel):
 class SafetyOptions(_Table):
     """`[tool.alembic.safety]`: the options of this project's own, besides Alembic's."""
 
+    lock_wait: Milliseconds = 60_000
+    """How long a runner waits for another one that migrates the same database."""
     lock_timeout: Milliseconds = 2_000
     """How long a statement of a migration waits for a lock, and all later queries behind it."""
+    lock_retries: Count = 10
+    """How often a revision is tried again that met a lock which was held too long."""
     statement_timeout: Milliseconds = 0
     """How long one statement of a migration may run; 0 is without end."""
 

@@ -1,0 +1,71 @@
+"""Who holds what a migration waits for: seen while it waits, from a second connection."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+INTERVAL = 0.25
+"""Seconds between two looks; a lock timeout that is shorter may pass unseen."""
+_SHORTENED = 100
+"""Characters of a query that are shown."""
+
+_BLOCKERS = text(
+    """
+    SELECT pid, coalesce(nullif(application_name, ''), 'unnamed') AS application, state,
+           extract(epoch FROM clock_timestamp() - xact_start)::int AS age, query
+    FROM pg_stat_activity
+    WHERE pid = ANY (pg_blocking_pids(:pid))
+    ORDER BY xact_start
+    """
+)
+
+
+class Blockers:
+    """The sessions that a migration was last seen waiting for."""
+
+    def __init__(self) -> None:
+        self._seen: list[str] = []
+
+    def take(self) -> str:
+        """Return the sessions in words, and forget them."""
+        seen, self._seen = self._seen, []
+        return "; ".join(seen) or "a session that ended meanwhile"
+
+    @asynccontextmanager
+    async def watched(
+        self, engine: AsyncEngine, connection: AsyncConnection
+    ) -> AsyncIterator[None]:
+        """Look, now and then, whom the session of `connection` waits for."""
+        pid = await connection.scalar(text("SELECT pg_backend_pid()"))
+        await connection.rollback()  # Alembic must find no transaction begun
+        watcher = asyncio.create_task(self._watch(engine, pid))
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await watcher
+
+    async def _watch(self, engine: AsyncEngine, pid: int | None) -> None:
+        # Without a second connection the migration goes on: it only knows less.
+        with suppress(DBAPIError, OSError):
+            async with engine.connect() as connection:
+                await connection.execution_options(isolation_level="AUTOCOMMIT")
+                while True:
+                    rows = (await connection.execute(_BLOCKERS, {"pid": pid})).all()
+                    if rows:
+                        self._seen = [
+                            f"pid {row.pid} ({row.application}, {row.state}, its transaction "
+                            f"{row.age} s old): {_shorten(row.query)}"
+                            for row in rows
+                        ]
+                    await asyncio.sleep(INTERVAL)
+
+
+def _shorten(query: str) -> str:
+    line = " ".join(query.split())
+    return line if len(line) <= _SHORTENED else line[: _SHORTENED - 1] + "…"

@@ -1,0 +1,273 @@
+"""Migrations that run at once, that meet locks, that build indexes; and their record."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy.pool import NullPool
+from tests.support import Project
+
+from core.config import get_settings
+from core.database import create_engine
+from core.migrations import record
+from core.migrations.lock import lock_key
+from core.project import ROOT
+
+HELD = """
+    SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+    WHERE l.locktype = 'advisory' AND d.datname = current_database()
+"""
+PATIENT = {"lock_timeout": "100ms"}
+
+
+@contextmanager
+def another_session(*statements: str, seconds: float | None = None) -> Iterator[int]:
+    """Run statements in a transaction of another session, which ends with the block or earlier."""
+    url = get_settings().url.libpq
+    with psycopg.connect(url, application_name="somebody") as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+        timer = threading.Timer(seconds or 0, connection.rollback)
+        if seconds is not None:
+            timer.start()
+        yield connection.info.backend_pid
+        if seconds is not None:
+            timer.join()
+
+
+def take_lock(project: Project) -> str:
+    row = project.connection.execute("SELECT current_database()").fetchone()
+    assert row is not None
+    project.connection.commit()
+    return f"SELECT pg_advisory_xact_lock({lock_key(row[0], 'alembic_version')})"
+
+
+def entries(project: Project) -> list[tuple[str, str]]:
+    """Return revision and direction of each row of the record."""
+
+    async def read() -> list[record.Entry]:
+        engine = create_engine(get_settings().url, poolclass=NullPool)
+        async with engine.connect() as connection:
+            return await connection.run_sync(record.read)
+
+    return [(entry.revision, entry.direction) for entry in asyncio.run(read())]
+
+
+def one(project: Project, query: str) -> Any:
+    with project.connection.transaction():
+        row = project.connection.execute(query.encode()).fetchone()
+    return row[0] if row else None
+
+
+def test_who_waits_says_for_whom_and_gives_up(
+    project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    project.write("a1")
+    with another_session(take_lock(project)) as pid:
+        message = project.refused("upgrade", "head", lock_wait="300ms")
+    assert f"pid {pid} (somebody, since " in message
+    assert "Nothing was changed" in message
+    assert f"waiting for pid {pid} (somebody" in caplog.text
+    assert project.tables() == set()
+
+
+def test_who_waited_goes_on_when_the_other_has_ended(project: Project) -> None:
+    project.write("a1")
+    with another_session(take_lock(project), seconds=0.4):
+        project.run("upgrade", "head", lock_wait="20s")
+    assert project.tables() == {"t_a1"}
+    assert one(project, HELD) == 0
+
+
+@pytest.mark.parametrize("concurrently", [False, True])
+def test_of_runners_at_once_one_applies_and_all_succeed(
+    project: Project, *, concurrently: bool
+) -> None:
+    index = "CREATE INDEX CONCURRENTLY IF NOT EXISTS ix_b2 ON t_a1 (id)"
+    built = f"with op.get_context().autocommit_block(): op.execute('{index}')"
+    project.write("a1")
+    project.write("b2", "a1", built if concurrently else "pass")
+    project.write("c3", "b2")
+    program = (
+        "from alembic import command; from core.migrations.config import make_config; "
+        "config = make_config(); config.set_main_option('path_separator', 'newline'); "
+        f"config.set_main_option('version_locations', {str(project.folder)!r}); "
+        "command.upgrade(config, 'head')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    runners = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], cwd=ROOT, env=environment, stderr=subprocess.PIPE
+        )
+        for _ in range(4)
+    ]
+    for runner in runners:
+        _, error = runner.communicate(timeout=60)
+        assert runner.returncode == 0, error.decode()
+    assert entries(project) == [("a1", "upgrade"), ("b2", "upgrade"), ("c3", "upgrade")]
+    assert one(project, "SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
+
+
+def test_a_table_that_is_held_is_tried_again(
+    project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    project.write("b2", "a1", "op.add_column('t_a1', sa.Column('name', sa.Text))")
+    with another_session("SELECT FROM t_a1", seconds=1.0) as pid:
+        project.run("upgrade", "head", lock_timeout="400ms")
+    assert "t_b2" in project.tables()
+    assert (
+        f"a table is held by pid {pid} (somebody, idle in transaction, its transaction "
+        in caplog.text
+    )
+    assert "SELECT FROM t_a1" in caplog.text
+    assert entries(project) == [("a1", "upgrade"), ("b2", "upgrade")]
+
+
+def test_when_tries_are_used_up_what_was_committed_stays(project: Project) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    project.write("b2", "a1")
+    project.write("c3", "b2", "op.add_column('t_a1', sa.Column('name', sa.Text))")
+    with another_session("SELECT FROM t_a1"):
+        message = project.refused("upgrade", "head", lock_retries=1, **PATIENT)
+    assert "in each of 2 tries" in message
+    assert "pg_terminate_backend" in message
+    assert project.tables() == {"t_a1", "t_b2"}
+    assert entries(project) == [("a1", "upgrade"), ("b2", "upgrade")]
+
+
+def test_a_relative_target_is_not_counted_anew_by_another_try(project: Project) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    project.write("b2", "a1")
+    project.write("c3", "b2", "op.add_column('t_a1', sa.Column('name', sa.Text))")
+    project.write("d4", "c3")
+    with another_session("SELECT FROM t_a1", seconds=0.5):
+        project.run("upgrade", "+2", **PATIENT)
+    assert one(project, "SELECT version_num FROM alembic_version") == "c3"
+
+
+def test_a_revision_s_own_timeouts_are_its_own(
+    project: Project, capfd: pytest.CaptureFixture[str]
+) -> None:
+    show = "print('lock_timeout', op.get_bind().exec_driver_sql('SHOW lock_timeout').scalar())"
+    project.write("a1", None, show, module="lock_timeout = '7s'\nstatement_timeout = '1min'")
+    project.write("b2", "a1", show)
+    project.run("upgrade", "head")
+    assert capfd.readouterr().out.splitlines() == ["lock_timeout 7s", "lock_timeout 2s"]
+
+
+def test_a_revision_s_wrong_timeout_is_named(project: Project) -> None:
+    project.write("a1", module="lock_timeout = 7")
+    message = project.refused("upgrade", "head")
+    assert "a1.py: lock_timeout: expected a duration such as" in message
+    assert project.tables() == set()
+
+
+BUILD = "with op.get_context().autocommit_block(): op.execute('{}')".format
+UNIQUE = "CREATE UNIQUE INDEX CONCURRENTLY {} uq_b2 ON t_a1 (id)".format
+
+
+@pytest.mark.parametrize("guard", ["", "IF NOT EXISTS"])
+def test_an_invalid_index_of_an_earlier_try_is_dropped_and_never_stamped(
+    project: Project, caplog: pytest.LogCaptureFixture, guard: str
+) -> None:
+    project.write("a1", None, "op.execute('INSERT INTO t_a1 VALUES (1), (1), (2)')")
+    project.write("b2", "a1", BUILD(UNIQUE(guard)), table=False)
+    message = project.refused("upgrade", "head")
+    assert "could not create unique index" in message
+    assert one(project, "SELECT version_num FROM alembic_version") == "a1"
+    assert (
+        one(project, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'uq_b2'::regclass")
+        is False
+    )
+    # Still wrong: it must not be skipped over and stamped.
+    assert "could not create unique index" in project.refused("upgrade", "head")
+    assert "dropping the invalid index uq_b2" in caplog.text
+    with project.connection.transaction():
+        project.connection.execute("DELETE FROM t_a1 WHERE id = 1")
+    project.run("upgrade", "head")
+    assert one(project, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'uq_b2'::regclass")
+
+
+def test_another_invalid_index_is_reported_and_left(
+    project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    project.write("a1", None, "op.execute('INSERT INTO t_a1 VALUES (1), (1)')")
+    project.run("upgrade", "head")
+    project.connection.autocommit = True
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        project.connection.execute("CREATE UNIQUE INDEX CONCURRENTLY mine ON t_a1 (id)")
+    project.connection.autocommit = False
+    project.write("b2", "a1")
+    project.run("upgrade", "head")
+    assert (
+        "invalid indexes, which PostgreSQL does not use but keeps up to date: mine" in caplog.text
+    )
+    assert (
+        one(project, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'mine'::regclass") is False
+    )
+
+
+def test_the_record_says_what_was_done(project: Project) -> None:
+    project.write("a1")
+    project.write("b2", "a1", "raise RuntimeError('halfway')")
+    project.refused("upgrade", "head")
+    project.run("downgrade", "base")
+    project.run("stamp", "a1")
+    assert entries(project) == [("a1", "upgrade"), ("a1", "downgrade"), ("a1", "stamp")]
+    row = one(project, "SELECT to_jsonb(h) FROM alembic_version_history h LIMIT 1")
+    assert row["who"]
+    assert row["host"]
+    assert row["code_version"] == "0.1.0"
+
+
+def test_a_caller_s_rollback_takes_the_record_along(project: Project) -> None:
+    project.write("a1")
+
+    async def upgrade() -> None:
+        engine = create_engine(get_settings().url, poolclass=NullPool)
+        async with engine.connect() as connection:
+            transaction = await connection.begin()
+            await connection.run_sync(lambda sync: project.run("upgrade", "head", connection=sync))
+            await transaction.rollback()
+
+    asyncio.run(upgrade())
+    assert project.tables() == set()
+    assert entries(project) == []
+
+
+def test_requests_never_wait_long_behind_a_migration(project: Project) -> None:
+    """Somebody holds a table, a revision wants it: who comes after waits a lock timeout at most."""
+    project.write("a1")
+    project.run("upgrade", "head")
+    project.write("b2", "a1", "op.add_column('t_a1', sa.Column('name', sa.Text))")
+    waits: list[float] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        with psycopg.connect(get_settings().url.libpq, autocommit=True) as connection:
+            while not stop.is_set():
+                started = time.monotonic()
+                connection.execute("SELECT count(*) FROM t_a1")
+                waits.append(time.monotonic() - started)
+                time.sleep(0.02)
+
+    asking = threading.Thread(target=ask)
+    with another_session("SELECT FROM t_a1"):
+        asking.start()
+        project.refused("upgrade", "head", lock_retries=2, lock_timeout="300ms")
+        stop.set()
+        asking.join()
+    assert max(waits) < 1.3
+    assert max(waits) > 0.1, "the migration never stood in anybody's way: nothing was tested"
