@@ -22,7 +22,7 @@ from copier.errors import DirtyLocalWarning
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = 300
 """How many tests the per-test cost is measured over."""
-ROUNDS = 5
+ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 5
 
 PLAIN = "async def test_{n}() -> None:\n    assert True\n\n\n"
 ON_DATABASE = "async def test_{n}(session) -> None:\n    assert session.is_active\n\n\n"
@@ -83,7 +83,8 @@ class Project:
         self.path = path
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DirtyLocalWarning)
-            run_copy(str(ROOT), path, defaults=True, quiet=True, vcs_ref="HEAD")
+            ref = "HEAD" if (ROOT / ".git").exists() else None
+            run_copy(str(ROOT), path, defaults=True, quiet=True, vcs_ref=ref)
         foreign = {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "DATABASE_URL"}
         self.environment = {k: v for k, v in os.environ.items() if k not in foreign}
         self.environment["PATH"] += os.pathsep + str(Path(sys.executable).parent)

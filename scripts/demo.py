@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -53,7 +54,7 @@ def main() -> int:
     print(f"\nAll of it held, in {time.monotonic() - started:.0f} s. What you can do next:\n")
     print("  cd demo && make dev     # then open http://127.0.0.1:8000/docs")
     print("  cd demo && make test    # its own tests")
-    print("  uvx copier copy <this repository> newproj     # a project of your own")
+    print(f"  uvx copier copy {shlex.quote(str(ROOT))} newproj     # a project of your own")
     return 0
 
 
@@ -76,6 +77,8 @@ def remove_last_demo() -> None:
     """Remove the last demo, unless somebody has worked in it."""
     if not DEMO.exists():
         return
+    if not (DEMO / ".copier-answers.yml").exists():
+        raise StepError("demo/ is none of an earlier demo; move it away, and try again")
     changes = git("status", "--porcelain") if (DEMO / ".git").exists() else ""
     commits = git("rev-list", "--count", "HEAD", check=False) if (DEMO / ".git").exists() else ""
     own = [line for line in changes.splitlines() if not line.endswith("uv.lock")]

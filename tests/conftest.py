@@ -77,9 +77,7 @@ def synced(template: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 @pytest.fixture
-def render(
-    template: Path, synced: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
-) -> Iterator[Render]:
+def render(template: Path, synced: dict[str, str], tmp_path: Path) -> Iterator[Render]:
     """Render a project: `render(project_name="Orders", ...)`."""
     projects: list[Project] = []
 
@@ -93,23 +91,17 @@ def render(
     for project in projects:
         if (project.path / ".postgres").exists():
             project.make("db-stop")
-    report = request.node.stash.get(_REPORT, None)
-    if report is not None and report.failed:
-        paths = ", ".join(str(project.path) for project in projects)
-        print(f"\nThe rendered project stays on disk: {paths}")
-
-
-_REPORT = pytest.StashKey[pytest.TestReport]()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keep the report of a test for its fixtures."""
+    """Say where the projects of a failed test are."""
     report = yield
-    if report.when == "call":
-        item.stash[_REPORT] = report
+    folder = getattr(item, "funcargs", {}).get("tmp_path")
+    if report.failed and folder is not None:
+        report.sections.append(("What the test rendered stays on disk", str(folder)))
     return report
 
 

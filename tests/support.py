@@ -122,7 +122,7 @@ def interpreters() -> dict[str, str]:
     home = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     folders = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep)]
     folders += sorted(home.glob("versions/*/bin"))
-    found: dict[str, str] = {}
+    found = {f"{sys.version_info.major}.{sys.version_info.minor}": sys.executable}
     for version in PYTHON_VERSIONS:
         for folder in folders:
             program = folder / f"python{version}"

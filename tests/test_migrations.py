@@ -45,7 +45,7 @@ class Order(Base):
 
 def tables(database: Database) -> set[str]:
     rows = database.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-    return {row[0] for row in rows} - {"alembic_version"}
+    return {row[0] for row in rows} - {"alembic_version", "alembic_version_history"}
 
 
 def types(database: Database) -> dict[str, list[str]]:
@@ -70,7 +70,7 @@ def test_up_status_down(project: Project, database: Database, database_url: Data
     assert tables(database) == set()
     assert "behind by 1 revision" in project.make("migrate-status").stdout
     again = project.make("migrate-down", expect=2)
-    assert "not so many revisions" in again.stdout
+    assert "not so many revisions" in again.stderr
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_what_is_not_the_models_own_is_left_alone_and_what_was_is_dropped(
 def test_a_models_file_that_fails_to_import_stops_with_its_path(project: Project) -> None:
     project.write("src/apps/orders/models.py", ORDERS + "\n\nraise RuntimeError('half-written')\n")
     done = project.make("migrate-create", "MSG=Add orders", expect=2)
-    assert "src/apps/orders/models.py:27: RuntimeError: half-written" in done.stdout
+    assert "src/apps/orders/models.py:27: RuntimeError: half-written" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert "Traceback" in project.alembic("--raiseerr", "check", expect=1).stderr
 
@@ -210,8 +210,8 @@ def test_two_heads_are_refused(project: Project, database: Database) -> None:
     for name in ("one", "two"):
         project.alembic("revision", "-m", name, "--head", "3f1c9b7d5a20", "--splice")
     done = project.make("migrate-up", expect=2)
-    assert "two heads" in done.stdout
-    assert "uv run alembic merge heads" in done.stdout
+    assert "two heads" in done.stderr
+    assert "uv run alembic merge heads" in done.stderr
     assert tables(database) == set()
     project.alembic("merge", "heads", "-m", "Merge")
     project.make("migrate-up")
@@ -227,7 +227,7 @@ def test_a_database_ahead_of_the_code_is_said_and_left_alone(
     newer = project.revisions()[-1]
     newer.unlink()
     revision = newer.name.split("_")[2]
-    assert f"no revision '{revision}' in this code" in project.make("migrate-up", expect=2).stdout
+    assert f"no revision '{revision}' in this code" in project.make("migrate-up", expect=2).stderr
     status = project.make("migrate-status").stdout
     assert f"at revision {revision}, which this code does not have" in status
     assert database.execute("SELECT version_num FROM alembic_version").fetchall() == [(revision,)]
@@ -261,9 +261,10 @@ def test_the_sql_alone_brings_a_database_to_head(project: Project, database: Dat
     assert "at head" in project.make("migrate-status").stdout
 
 
-def test_the_url_s_percent_signs_and_other_traps(project: Project, database: Database) -> None:
-    """`%` in a password is no interpolation, and no file takes an URL."""
-    assert "%(here)s" in project.read("pyproject.toml")
+def test_percent_signs_of_the_url_are_no_interpolation(
+    project: Project, database: Database
+) -> None:
+    """A `%` in the URL is no interpolation."""
     database.execute("CREATE ROLE \"a%d\" LOGIN SUPERUSER PASSWORD 'p%(here)s@/'")
     try:
         url = project.environment["DATABASE_URL"].replace(
@@ -271,7 +272,7 @@ def test_the_url_s_percent_signs_and_other_traps(project: Project, database: Dat
         )
         project.make("migrate-up", env={"DATABASE_URL": url})
         assert tables(database) == {"users"}
-        database.execute("DROP TABLE users, alembic_version")
+        database.execute("DROP TABLE users, alembic_version, alembic_version_history")
     finally:
         database.execute('REASSIGN OWNED BY "a%d" TO postgres; DROP OWNED BY "a%d"')
         database.execute('DROP ROLE "a%d"')
@@ -323,7 +324,7 @@ def test_a_wrong_key_stops_with_its_name(project: Project, line: str, says: str)
     text = re.sub(r"truncate_slug_length = 40", line, project.read("pyproject.toml"))
     project.write("pyproject.toml", text)
     # An integer that is text is refused by Alembic itself where it needs it first.
-    assert says in project.alembic("upgrade", "head", expect=255).stdout
+    assert says in project.alembic("upgrade", "head", expect=1).stderr
 
 
 def test_a_caller_s_connection_transaction_and_logging_are_its_own(
@@ -363,15 +364,6 @@ def test_prod_logs_migrations_as_json(project: Project) -> None:
     done = project.make("migrate-up", env={"ENVIRONMENT": "prod"})
     records = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     assert any("Running upgrade" in record["event"] for record in records)
-
-
-def test_a_lock_taken_before_configure_would_not_make_it_a_silent_no_op(
-    project: Project, database: Database
-) -> None:
-    """What the log says was applied is there for another connection."""
-    done = project.alembic("upgrade", "head")
-    assert "Running upgrade" in done.stderr
-    assert database.execute("SELECT count(*) FROM users").fetchone() == (0,)
 
 
 def test_asyncpg_is_what_connects(project: Project, database_url: DatabaseURL) -> None:

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import time
 import urllib.request
@@ -16,12 +17,15 @@ from tests.support import ROOT, Project
 
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
 # `make test` is what runs this; tests/test_project.py runs `make demo`.
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    PORT = probe.getsockname()[1]
 COVERED_ELSEWHERE = {"make demo\nmake test\n"}
 
 
 def ask(path: str, body: dict[str, str] | None = None) -> dict[str, object]:
     request = urllib.request.Request(
-        f"http://127.0.0.1:8000{path}",
+        f"http://127.0.0.1:{PORT}{path}",
         data=json.dumps(body).encode() if body else None,
         headers={"Content-Type": "application/json"},
     )
@@ -35,7 +39,7 @@ def serve_and_ask(project: Project) -> None:
     """Run `make dev`, create a user over HTTP, read it back, press Ctrl-C."""
     with (project.path.parent / "dev.log").open("w") as log:
         process = subprocess.Popen(
-            ["make", "dev"],
+            ["make", "dev", f"PORT={PORT}"],
             cwd=project.path,
             env=project.environment,
             stdout=log,

@@ -3,6 +3,7 @@
 import ast
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import tempfile
@@ -198,17 +199,28 @@ TEXT = st.lists(st.one_of(HOSTILE, st.text(max_size=5)), max_size=8).map("".join
 def test_any_text_is_refused_or_carried_unchanged(
     template: Path, name: str, description: str
 ) -> None:
+    """An answer is refused for a reason that the message gives, or it is in the files as it is."""
+
+    def fits(text: str, longest: int) -> bool:
+        joiners = str.maketrans("", "", "\u200c\u200d")
+        return (
+            text == text.strip() and len(text) <= longest and text.translate(joiners).isprintable()
+        )
+
+    accepted = name != "" and fits(name, 60) and fits(description, 200)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "project"
         answers = {"project_name": name, "description": description, "ci": "gitlab"}
         try:
             copy(template, target, answers)
         except ValueError as error:
+            assert not accepted
             refused = str(error)
             assert "question 'project_name'" in refused or "question 'description'" in refused
             assert "printable characters" in refused
             assert not target.exists()
             return
+        assert accepted
         parse_all(target)
         document = tomllib.loads((target / "pyproject.toml").read_text(encoding="utf-8"))
         assert document["tool"]["service"]["title"] == name
@@ -219,6 +231,33 @@ def test_any_text_is_refused_or_carried_unchanged(
         assert readme.startswith(f"# {name}\n")
         assert description in readme
         assert not (target / "pwned").exists()
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(slug=st.one_of(TEXT, st.text("abz09-", max_size=42)))
+@example(slug="../../etc/passwd")
+@example(slug="a/../b")
+@example(slug="a\n")
+def test_any_slug_is_refused_or_names_the_project(template: Path, slug: str) -> None:
+    accepted = re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", slug) is not None
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "project"
+        try:
+            copy(template, target, {"project_slug": slug})
+        except ValueError as error:
+            assert not accepted
+            assert "question 'project_slug'" in str(error)
+            assert "at most 40 of a-z" in str(error)
+            assert list(Path(folder).iterdir()) == []
+            return
+        assert accepted
+        parse_all(target)
+        document = tomllib.loads((target / "pyproject.toml").read_text(encoding="utf-8"))
+        assert document["project"]["name"] == slug
 
 
 def test_the_table_of_lint_rules_is_the_same_here_and_there(template: Path, tmp_path: Path) -> None:

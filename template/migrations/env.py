@@ -6,6 +6,7 @@ What it does is told in README.md, "Migrations"; how, in `src/core/migrations`.
 import asyncio
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from alembic import context
 from sqlalchemy import Connection
@@ -24,7 +25,7 @@ from core.project import load_project
 config = context.config
 
 
-def run_migrations_offline() -> None:
+def run_migrations_offline(options: SafetyOptions) -> None:
     """Print the SQL (`--sql`); no database is asked."""
     context.configure(
         dialect_name="postgresql",
@@ -32,6 +33,8 @@ def run_migrations_offline() -> None:
         dialect_opts={"paramstyle": "named"},
         transaction_per_migration=True,
     )
+    context.static_output(f"SET lock_timeout = {options.lock_timeout};")
+    context.static_output(f"SET statement_timeout = {options.statement_timeout};")
     with context.begin_transaction():
         context.run_migrations()
 
@@ -83,16 +86,19 @@ def run(coroutine: Coroutine[None, None, None]) -> None:
 
 on_command_line = config.cmd_opts is not None and not config.cmd_opts.raiseerr
 with readable_errors(command_line=on_command_line):
-    configure_logging(get_settings())
+    # With an alembic.ini, Alembic's toml_file_name is whatever stands in the current folder.
+    has_ini = config.config_file_name is not None and Path(config.config_file_name).exists()
     alembic_config = load_alembic_config(
-        config.toml_file_name,
+        None if has_ini else config.toml_file_name,
         attributes=config.attributes,
         x_arguments=context.get_x_argument(),
     )
     if context.is_offline_mode():
-        run_migrations_offline()
-    elif (given := config.attributes.get("connection")) is not None:
-        # The program that gave it owns its transaction and its timeouts.
-        run_migrations_on(given, alembic_config.safety)
+        run_migrations_offline(alembic_config.safety)
     else:
-        run(run_migrations_online(alembic_config.safety))
+        configure_logging(get_settings())
+        if (given := config.attributes.get("connection")) is not None:
+            # The program that gave it owns its transaction and its timeouts.
+            run_migrations_on(given, alembic_config.safety)
+        else:
+            run(run_migrations_online(alembic_config.safety))

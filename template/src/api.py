@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from core.apps import import_app_modules
+from core.apps import AppImportError, import_app_modules
 from core.health import router as health_router
 
 
@@ -15,5 +15,9 @@ def create_router() -> APIRouter:
     api = APIRouter()
     api.include_router(health_router)
     for module in import_app_modules("router"):
-        api.include_router(module.router)
+        router = getattr(module, "router", None)
+        if isinstance(router, APIRouter):
+            api.include_router(router)
+        elif module.__name__.endswith(".router"):
+            raise AppImportError(f"{module.__file__}: defines no `router`, an APIRouter")
     return api

@@ -10,9 +10,12 @@ from api import create_router
 from core.apps import AppImportError
 from core.config import Environment, SettingsError, get_settings
 from core.database import create_engine, create_sessionmaker
+from core.embedded_postgres import EmbeddedPostgresError
 from core.errors import Problem, add_error_handlers
 from core.logging import configure_logging
-from core.migrations.state import SchemaReader
+from core.migrations.errors import MigrationError
+from core.migrations.state import Revisions, SchemaReader
+from core.models import import_models
 from core.project import load_project
 from core.request_id import RequestIDMiddleware
 
@@ -21,6 +24,8 @@ from core.request_id import RequestIDMiddleware
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Own the engine: made when the application starts, closed when it stops."""
     settings = get_settings()
+    # The health check has a connection of its own: a busy pool is no reason to be taken out.
+    probe = create_engine(settings.url, pool_size=1, max_overflow=0, pool_pre_ping=True)
     engine = create_engine(
         settings.url,
         pool_size=settings.database_pool_size,
@@ -30,17 +35,22 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         hide_parameters=settings.environment is Environment.PROD,
     )
     app.state.sessionmaker = create_sessionmaker(engine)
-    app.state.schema = SchemaReader(engine)
+    app.state.schema = SchemaReader(probe, app.state.revisions)
     yield
     await engine.dispose()
+    await probe.dispose()
 
 
 def create_app() -> FastAPI:
     """Return the application. A wrong setting ends the process with a line that names it."""
     try:
-        configure_logging(get_settings())
+        settings = get_settings()
+        configure_logging(settings)
+        settings.url  # noqa: B018 - starts the project's own server, if there is none to use
+        import_models()  # a foreign key may point to an app that has no routes
         router = create_router()
-    except (SettingsError, AppImportError) as error:
+        revisions = Revisions.load()
+    except (AppImportError, EmbeddedPostgresError, MigrationError, SettingsError) as error:
         sys.exit(str(error))
     project = load_project()
     app = FastAPI(
@@ -50,6 +60,7 @@ def create_app() -> FastAPI:
         lifespan=lifespan,
         responses={"default": {"model": Problem, "description": "Any error"}},
     )
+    app.state.revisions = revisions
     app.include_router(router)
     add_error_handlers(app)
     app.add_middleware(RequestIDMiddleware)  # the last one added is the outermost

@@ -21,7 +21,6 @@ import httpx
 import psycopg
 import pytest
 from fastapi import FastAPI
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 from pytest_postgresql import factories
 from pytest_postgresql.executors import NoopExecutor
@@ -34,9 +33,12 @@ from sqlalchemy.ext.asyncio import (
 )
 from tests.support import Project, make_client, run_alembic, started_app
 
-from core.config import Environment, get_settings
+from core.apps import AppImportError
+from core.config import Environment, SettingsError, get_settings
 from core.database import create_engine
 from core.database_url import DatabaseURL
+from core.embedded_postgres import EmbeddedPostgresError
+from core.models import import_models
 from core.project import load_project
 from main import create_app
 
@@ -47,31 +49,39 @@ SERVER = pytest.StashKey[DatabaseURL]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Find the server, and keep the tests away from the configured database."""
-    settings = get_settings()
-    if settings.environment is Environment.PROD:
-        pytest.exit("the tests do not run with ENVIRONMENT=prod", returncode=2)
-    config.stash[SERVER] = settings.url
-    for name, value in conninfo_to_dict(settings.url.libpq).items():
-        if name in {"host", "port", "user", "password"}:
-            setattr(config.option, f"postgresql_{name}", str(value).split(",")[0])
-    if settings.database_url is None and not hasattr(config, "workerinput"):
-        _drop_leftovers(settings.url)
+    try:
+        settings = get_settings()
+        if settings.environment is Environment.PROD:
+            pytest.exit("the tests do not run with ENVIRONMENT=prod", returncode=2)
+        server = settings.url.with_database("postgres")
+        with psycopg.connect(server.libpq, autocommit=True) as connection:
+            if settings.uses_own_server and not hasattr(config, "workerinput"):
+                _drop_leftovers(connection)
+            for name in ("host", "port", "user", "password"):
+                value = str(getattr(connection.info, name))
+                setattr(config.option, f"postgresql_{name}", value)
+    except (EmbeddedPostgresError, SettingsError, psycopg.OperationalError) as error:
+        pytest.exit(str(error), returncode=2)
+    config.stash[SERVER] = server
+    try:
+        import_models()
+    except AppImportError as error:
+        pytest.exit(str(error), returncode=2)
     os.environ["ENVIRONMENT"] = "test"
-    os.environ["DATABASE_URL"] = settings.url.with_database(f"{NAME}_shared").libpq
+    os.environ["DATABASE_URL"] = server.with_database(f"{NAME}_shared").libpq
     os.environ.pop("SQLALCHEMY_DATABASE_URI", None)
     get_settings.cache_clear()
 
 
-def _drop_leftovers(url: DatabaseURL) -> None:
+def _drop_leftovers(connection: psycopg.Connection[TupleRow]) -> None:
     """Drop the databases of runs that were killed; on the project's own server only."""
-    with psycopg.connect(url.libpq, autocommit=True) as connection:
-        names = [row[0] for row in connection.execute("SELECT datname FROM pg_database")]
-        for name in names:
-            match = re.match(re.escape(PREFIX) + r"(\d+)", name)
-            if match and not _is_running(int(match[1])):
-                with suppress(psycopg.Error):
-                    connection.execute(f'ALTER DATABASE "{name}" IS_TEMPLATE false')
-                    connection.execute(f'DROP DATABASE "{name}"')
+    names = [row[0] for row in connection.execute("SELECT datname FROM pg_database")]
+    for name in names:
+        match = re.match(re.escape(PREFIX) + r"(\d+)", name)
+        if match and not _is_running(int(match[1])):
+            with suppress(psycopg.Error):
+                connection.execute(f'ALTER DATABASE "{name}" IS_TEMPLATE false'.encode())
+                connection.execute(f'DROP DATABASE "{name}"'.encode())
 
 
 def _is_running(pid: int) -> bool:

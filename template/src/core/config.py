@@ -66,6 +66,11 @@ class Settings(BaseSettings):
             )
         return self
 
+    @property
+    def uses_own_server(self) -> bool:
+        """Whether the database is one of the project's own server, as none is set."""
+        return self.database_url is None and self.sqlalchemy_database_uri is None
+
     @cached_property
     def url(self) -> DatabaseURL:
         """The database to use.

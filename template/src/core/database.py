@@ -20,6 +20,10 @@ from core.embedded_postgres import EmbeddedPostgresError, binaries
 from core.project import load_project
 
 
+class DatabaseUnavailableError(Exception):
+    """No connection could be made. The message says why, without the password."""
+
+
 def create_engine(
     url: DatabaseURL,
     *,
@@ -34,13 +38,22 @@ def create_engine(
         server_settings: run-time parameters of each connection; a rollback does not undo them.
         connect_timeout: seconds; `connect_timeout` in the URL goes before it.
         options: further arguments of `sqlalchemy.ext.asyncio.create_async_engine`.
+
+    Connecting raises `DatabaseUnavailableError`, whatever the cause.
     """
     arguments: dict[str, Any] = {"timeout": connect_timeout, **url.asyncpg_arguments()}
-    settings = {"application_name": load_project().name, **(server_settings or {})}
+    settings = dict(server_settings or {})
+    if "application_name" not in dict(url.query):
+        settings.setdefault("application_name", load_project().name)
 
     async def connect(**keywords: Any) -> "asyncpg.Connection[asyncpg.Record]":
         # asyncpg reads the URL itself: it knows sslmode, sockets and several hosts as libpq does.
-        return await asyncpg.connect(**arguments, server_settings=settings, **keywords)
+        try:
+            return await asyncpg.connect(**arguments, server_settings=settings, **keywords)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            file = f": {error.filename}" if isinstance(error, FileNotFoundError) else ""
+            reason = f"{error or type(error).__name__}{file if file not in str(error) else ''}"
+            raise DatabaseUnavailableError(f"can't connect to {url}: {reason}") from error
 
     return create_async_engine("postgresql+asyncpg://", async_creator=connect, **options)
 
@@ -54,9 +67,14 @@ def shell() -> None:
     """Become psql on the configured database (`python -m core.database`)."""
     try:
         url = get_settings().url
-        psql = shutil.which("psql") or str(binaries() / "psql")
     except (SettingsError, EmbeddedPostgresError) as error:
         sys.exit(str(error))
+    psql = shutil.which("psql")
+    if psql is None:
+        try:
+            psql = str(binaries() / "psql")
+        except EmbeddedPostgresError:
+            sys.exit("there is no psql on PATH; install PostgreSQL's client programs")
     environment = dict(os.environ)
     if url.password is not None:
         environment["PGPASSWORD"] = url.password

@@ -27,6 +27,7 @@ _LIBPQ_ONLY = frozenset(
         "tcp_user_timeout",
     }
 )
+SSL_MODES = ("prefer", "disable", "allow", "require", "verify-ca", "verify-full")
 _LARGEST_PORT = 65535
 _ASYNCPG_NAMES = {"ssl": "sslmode"}
 
@@ -66,24 +67,32 @@ class DatabaseURL:
             ) from None
         if parts.fragment:
             raise ValueError("has a '#' in it; in a password, write it as %23")
+        if "/" in parts.path[1:] or "@" in parts.path:
+            raise ValueError("has a / or @ in the database's name; in a password, write %2F, %40")
+        parameters = dict(query)
+        mode = parameters.get("sslmode", parameters.get("ssl", SSL_MODES[0]))
+        if mode not in SSL_MODES:
+            raise ValueError(f"has an unknown sslmode; expected one of {', '.join(SSL_MODES)}")
         # The last "@" ends the password: one that was not percent-encoded does no harm.
         userinfo, _, hosts = parts.netloc.rpartition("@")
-        user, has_password, password = userinfo.partition(":")
+        user, _, password = userinfo.partition(":")
         url = cls(
             user=unquote(user) or None,
-            password=unquote(password) if has_password and password else None,
+            password=unquote(password) or parameters.get("password"),
             hosts=hosts,
             database=unquote(parts.path.removeprefix("/")),
-            query=tuple((_ASYNCPG_NAMES.get(key, key), value) for key, value in query),
+            query=tuple(
+                (_ASYNCPG_NAMES.get(key, key), value) for key, value in query if key != "password"
+            ),
         )
-        url._check_ports()
+        url._check_ports(parameters.get("port", ""))
         if not url.database:
             raise ValueError("names no database; expected .../database at the end of the address")
         return url
 
-    def _check_ports(self) -> None:
-        for host in self.hosts.split(","):
-            port = host.rpartition("]")[2].partition(":")[2]
+    def _check_ports(self, parameter: str) -> None:
+        ports = [host.rpartition("]")[2].partition(":")[2] for host in self.hosts.split(",")]
+        for port in [*ports, *parameter.split(",")]:
             if port and not (port.isascii() and port.isdigit() and int(port) <= _LARGEST_PORT):
                 raise ValueError(
                     "has a port that is not a number up to 65535; "
@@ -103,7 +112,7 @@ class DatabaseURL:
     def without_password(self) -> str:
         """The address for messages, and for commands that get the password by PGPASSWORD."""
         return self._render(
-            password=None, query=tuple(pair for pair in self.query if pair[0] != "password")
+            password=None, query=tuple(pair for pair in self.query if pair[0] != "sslpassword")
         )
 
     def _render(self, *, password: str | None, query: tuple[tuple[str, str], ...]) -> str:

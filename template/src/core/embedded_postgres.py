@@ -10,6 +10,7 @@ the data for reading where root runs it.
 
 import fcntl
 import hashlib
+import importlib
 import importlib.util
 import os
 import pwd
@@ -63,10 +64,7 @@ def stop(*, home: Path | None = None) -> bool:
         return False
     server = _Server(home)
     with server.locked():
-        if server.running() is None:
-            return False
-        server.run("pg_ctl", "stop", "-D", str(server.data), "-m", "fast", "-w")
-        return True
+        return server.stop()
 
 
 def binaries() -> Path:
@@ -128,22 +126,58 @@ class _Server:
 
     def running(self) -> Path | None:
         """Return the socket's folder if the server answers, else None."""
-        try:
-            # postmaster.pid: pid, data folder, start time, port, socket folder, address, key, status
-            lines = (self.data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except PermissionError:
-            raise EmbeddedPostgresError(_not_yours(self.data)) from None
-        if [status.strip() for status in lines[7:8]] != ["ready"]:
+        lines = self._postmaster()
+        if [status.strip() for status in lines[7:8]] != ["ready"] or lines[1] != str(self.data):
             return None
         folder = Path(lines[4])
         return folder if _answers(folder) else None
+
+    def stop(self) -> bool:
+        """Stop the server of this data, answering or not; return whether there was one."""
+        lines = self._postmaster()
+        if not self._is_alive(lines):
+            return False
+        self.run("pg_ctl", "stop", "-D", str(self.data), "-m", "fast", "-w")
+        if lines[4:5]:
+            with suppress(OSError):
+                Path(lines[4]).rmdir()
+        return True
+
+    def _postmaster(self) -> list[str]:
+        """Return the lines of postmaster.pid; none where there is no such file.
+
+        They are: pid, data folder, start time, port, socket folder, address, key, status.
+        """
+        try:
+            return (self.data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except PermissionError:
+            raise EmbeddedPostgresError(_not_yours(self.data)) from None
+
+    def _is_alive(self, lines: list[str]) -> bool:
+        """Return whether the server that wrote these lines runs, on this data and no copy of it."""
+        if len(lines) < 2:  # noqa: PLR2004
+            return False
+        psutil = importlib.import_module("psutil")  # the wheel brings it
+        try:
+            arguments = psutil.Process(int(lines[0])).cmdline()
+        except (ValueError, psutil.Error):
+            return False
+        if lines[1] not in arguments:
+            return False  # the pid is another process's by now
+        original = Path(lines[1])
+        return not original.exists() or original.samefile(self.data)
 
     def start(self) -> Path:
         """Start the server; return its socket's folder once it takes connections."""
         if os.geteuid() == 0:
             self._let_server_user_through()
+        # One that does not answer: its start was interrupted, its socket was cleaned away, or the
+        # project was moved, and with it the libraries that it loads.
+        if not self.stop():
+            # Left by a crash, or copied along with the project: then the pid may be alive.
+            (self.data / "postmaster.pid").unlink(missing_ok=True)
         if not self.data.exists():
             self._initialise()
         self._check_version()

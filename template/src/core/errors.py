@@ -5,15 +5,18 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+import asyncpg
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.utils import is_body_allowed_for_status_code
 from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from core.database import DatabaseUnavailableError
 from core.request_id import request_id
 
 logger = logging.getLogger(__name__)
@@ -24,6 +27,12 @@ _CONFLICTS = {
     "23503": "what this refers to does not exist, or other data still need this",
     "23505": "this exists already",
     "23P01": "this overlaps with what exists already",
+}
+_UNFIT_VALUES = {
+    "22001": "a text is too long",
+    "22003": "a number is too large",
+    "22021": "a text holds a character that can't be stored",
+    "22P05": "a text holds a character that can't be stored",
 }
 _UNAVAILABLE_CLASSES = ("08", "53", "57P")  # connection, resources, operator intervention
 
@@ -86,7 +95,7 @@ def problem(
 ) -> ProblemResponse:
     """Return the answer for an error of the HTTP status `status`."""
     body = Problem(
-        title=HTTPStatus(status).phrase,
+        title=_title(status),
         status=status,
         detail=detail,
         instance=request.url.path,
@@ -98,19 +107,31 @@ def problem(
     )
 
 
+def _title(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:  # one of somebody's own, such as 499
+        return f"Status {status}"
+
+
 async def _on_app_error(request: Request, error: AppError) -> ProblemResponse:
     return problem(request, error.status, error.detail)
 
 
-async def _on_http_error(request: Request, error: HTTPException) -> ProblemResponse:
-    phrase = HTTPStatus(error.status_code).phrase
-    detail = None if error.detail == phrase else str(error.detail)
+async def _on_http_error(request: Request, error: HTTPException) -> Response:
+    if not is_body_allowed_for_status_code(error.status_code):
+        return Response(status_code=error.status_code, headers=error.headers)
+    detail = None if error.detail == _title(error.status_code) else str(error.detail)
     return problem(request, error.status_code, detail, headers=error.headers)
 
 
 async def _on_invalid_request(request: Request, error: RequestValidationError) -> ProblemResponse:
     fields = [
-        FieldProblem(field=".".join(map(str, item["loc"])), message=item["msg"])
+        FieldProblem(
+            # The place of a JSON error is a byte's number, not a field's name.
+            field=".".join(map(str, item["loc"][: 1 if item["type"] == "json_invalid" else None])),
+            message=item["msg"].removeprefix("Value error, "),
+        )
         for item in error.errors()
     ]
     return problem(
@@ -120,8 +141,16 @@ async def _on_invalid_request(request: Request, error: RequestValidationError) -
 
 async def _on_database_error(request: Request, error: DBAPIError) -> ProblemResponse:
     sqlstate = getattr(error.orig, "sqlstate", None) or ""
+    cause = error.orig.__cause__ if error.orig is not None else None  # what asyncpg raised
     if isinstance(error, IntegrityError) and sqlstate in _CONFLICTS:
-        return problem(request, HTTPStatus.CONFLICT, _CONFLICTS[sqlstate])
+        constraint = getattr(cause, "constraint_name", None)
+        named = f" ({constraint})" if constraint else ""
+        return problem(request, HTTPStatus.CONFLICT, _CONFLICTS[sqlstate] + named)
+    unfit = _UNFIT_VALUES.get(sqlstate)
+    if not sqlstate and isinstance(cause, asyncpg.DataError):
+        unfit = "a value does not fit where it is stored"  # asyncpg refused to send it
+    if unfit is not None:
+        return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, unfit)
     if error.connection_invalidated or sqlstate.startswith(_UNAVAILABLE_CLASSES):
         return await _on_unavailable(request, error)
     raise error
@@ -180,8 +209,7 @@ def add_error_handlers(app: FastAPI) -> None:
         RequestValidationError: _on_invalid_request,
         DBAPIError: _on_database_error,
         PoolTimeoutError: _on_unavailable,
-        ConnectionError: _on_unavailable,
-        TimeoutError: _on_unavailable,
+        DatabaseUnavailableError: _on_unavailable,
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)

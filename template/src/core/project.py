@@ -27,7 +27,7 @@ def load_project() -> Project:
     project = document["project"]
     return Project(
         name=project["name"],
-        title=document["tool"]["service"]["title"],
-        description=project["description"],
+        title=document.get("tool", {}).get("service", {}).get("title", project["name"]),
+        description=project.get("description", ""),
         version=project["version"],
     )

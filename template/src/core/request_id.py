@@ -5,6 +5,7 @@ import re
 import time
 import uuid
 from contextvars import ContextVar
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -52,7 +53,7 @@ class RequestIDMiddleware:
             logger.info(
                 "%s %s %d",
                 scope["method"],
-                scope["path"],
+                quote(scope["path"]),
                 status,
                 extra={"duration_ms": round((time.perf_counter() - started) * 1000, 1)},
             )

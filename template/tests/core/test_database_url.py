@@ -50,9 +50,13 @@ def test_what_only_libpq_knows_does_not_reach_asyncpg() -> None:
         ("secret", "not a URL"),
         ("postgresql://u:secret@db", "names no database"),
         ("postgresql://u:secret@db:port/app", "port"),
-        ("postgresql://u:se/cret@db/app", "port"),
+        ("postgresql://u:se/cret@db/app", "%2F"),
         ("postgresql://u:secret@db:99999/app", "port"),
         ("postgresql://u:sec#ret@db/app", "%23"),
+        ("postgresql://u:/secret@db/app", "%2F"),
+        ("postgresql://u:12/secret@db/app", "%2F"),
+        ("postgresql://u:secret@db/app?sslmode=bogus", "expected one of prefer"),
+        ("postgresql://u:secret@db/app?port=abc", "port"),
         ("postgresql://u:sec[ret@db/app", "percent-encode"),
     ],
 )
@@ -65,5 +69,8 @@ def test_what_is_refused_is_said_without_the_password(text: str, says: str) -> N
 
 
 def test_no_text_form_shows_the_password() -> None:
-    url = DatabaseURL.parse("postgresql://u:secret@db/app?password=secret&sslmode=require")
+    url = DatabaseURL.parse("postgresql://u:secret@db/app?sslpassword=secret&sslmode=require")
+    other = DatabaseURL.parse("postgresql://u@db/app?password=secret")
+    assert other.password == "secret"  # noqa: S105
+    assert "secret" not in f"{other} {other!r}"
     assert "secret" not in f"{url} {url!r} {url.without_password}"

@@ -10,7 +10,6 @@ from tests.support import Project
 from core import apps
 from core.config import get_settings
 from core.migrations.config import make_config
-from core.models import import_models
 
 
 @pytest.mark.parametrize(
@@ -18,6 +17,10 @@ from core.models import import_models
     [
         ("raise ValueError('no such thing')", "ValueError: no such thing"),
         ("op.execute('SELECT nothing')", 'column "nothing" does not exist'),
+        (
+            "op.execute(\"SELECT 'abc'::int\")",
+            'invalid input syntax for type integer: "abc"',
+        ),
     ],
 )
 def test_a_revision_that_raises_is_named_and_leaves_nothing(
@@ -29,6 +32,12 @@ def test_a_revision_that_raises_is_named_and_leaves_nothing(
     assert "b2.py:12, in upgrade" in message
     assert says in message
     assert project.tables() == {"t_a1"}
+
+
+@pytest.mark.parametrize("text", ["def :", "import nowhere", "1 / 0"])
+def test_a_revision_that_does_not_import_is_named(project: Project, text: str) -> None:
+    project.write("a1", module=text)
+    assert "a1.py:7: " in project.refused("upgrade", "head")
 
 
 def test_two_heads_are_refused_with_the_way_out(project: Project) -> None:
@@ -48,6 +57,26 @@ def test_a_database_ahead_of_the_code_is_said(project: Project) -> None:
         message = project.refused(name, argument)
         assert "no revision 'b2' in this code" in message
     assert project.tables() == {"t_a1", "t_b2"}
+
+
+def test_a_parent_that_does_not_exist_is_named(project: Project) -> None:
+    project.write("a1", "deadbeef")
+    assert "a revision follows 'deadbeef', which does not exist" in project.refused(
+        "upgrade", "head"
+    )
+
+
+def test_a_step_down_from_a_merge_asks_where_to(project: Project) -> None:
+    project.write("a1")
+    project.write("b2", "a1")
+    project.write("c3", "a1")
+    (project.folder / "d4.py").write_text(
+        "revision = 'd4'\ndown_revision = ('b2', 'c3')\n\n\n"
+        "def upgrade():\n    pass\n\n\ndef downgrade():\n    pass\n",
+        encoding="utf-8",
+    )
+    project.run("upgrade", "head")
+    assert "name the revision to go to" in project.refused("downgrade", "-1")
 
 
 def test_more_steps_down_than_there_are_is_said(project: Project) -> None:
@@ -81,12 +110,13 @@ def test_a_wrong_option_is_said(project: Project) -> None:
     assert message.startswith("attributes['lock_timeout']: expected a duration")
 
 
-def test_a_wrong_password_is_said_without_it(
+def test_a_server_that_is_away_is_said_without_the_password(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://u:secret@127.0.0.1:1/app")
     get_settings.cache_clear()
     message = project.refused("upgrade", "head")
+    assert message.startswith("can't connect to postgresql://u@127.0.0.1:1/app: ")
     assert "secret" not in message
 
 
@@ -129,4 +159,3 @@ def test_models_are_found_without_a_list(apps_folder: Path) -> None:
         path.write_text("", encoding="utf-8")
     names = [module.__name__ for module in apps.import_app_modules("models")]
     assert names == ["apps.found_one.models", "apps.found_two.models", "apps.found_two.models.deep"]
-    assert import_models() is not None

@@ -1,4 +1,4 @@
-"""The commands behind `make migrate-status` and `make migrate-reset`."""
+"""The commands behind `make migrate-status`, `make migrate-history` and `make migrate-reset`."""
 
 import argparse
 import asyncio
@@ -10,9 +10,11 @@ from alembic.util import CommandError
 from sqlalchemy.pool import NullPool
 
 from core.config import SettingsError, get_settings
-from core.database import create_engine
+from core.database import DatabaseUnavailableError, create_engine
 from core.embedded_postgres import EmbeddedPostgresError
-from core.migrations.config import make_config
+from core.migrations import record
+from core.migrations.config import AlembicConfigError, load_alembic_config, make_config
+from core.migrations.errors import MigrationError
 from core.migrations.state import Revisions, SchemaReader, SchemaState, State
 
 
@@ -22,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     status = commands.add_parser("status", help="say where the database is")
     status.set_defaults(run=lambda _: _status())
+    history = commands.add_parser("history", help="say what was applied and reverted, and when")
+    history.set_defaults(run=lambda _: _history())
     reset = commands.add_parser("reset", help="downgrade to base; the data are lost")
     reset.add_argument(
         "--confirm", default="", help="the database's name, where nobody can be asked"
@@ -29,8 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reset.set_defaults(run=lambda given: _reset(given.confirm))
     given = parser.parse_args(arguments)
     try:
+        load_alembic_config()  # a wrong option is said by every command
         code: int = given.run(given)
-    except (CommandError, EmbeddedPostgresError, SettingsError) as error:
+    except (
+        AlembicConfigError,
+        CommandError,
+        DatabaseUnavailableError,
+        EmbeddedPostgresError,
+        MigrationError,
+        SettingsError,
+    ) as error:
         print(error, file=sys.stderr)
         return 1
     return code
@@ -38,15 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _status() -> int:
     url = get_settings().url
-
-    async def read() -> tuple[SchemaState, Revisions]:
-        engine = create_engine(url, poolclass=NullPool)
-        reader = SchemaReader(engine)
-        return await reader.read(), reader.revisions
-
-    state, revisions = asyncio.run(read())
+    revisions = Revisions.load()
+    reader = SchemaReader(create_engine(url, poolclass=NullPool), revisions)
+    state = asyncio.run(reader.read())
     if state.state is State.UNREACHABLE:
-        print(f"{url}: {state.describe()}", file=sys.stderr)
+        print(state.reason, file=sys.stderr)
         return 1
 
     def named(ids: tuple[str, ...]) -> str:
@@ -60,8 +68,37 @@ def _status() -> int:
     for revision in state.pending:
         print(f"pending:  {revision.id}  {revision.date}  {revision.message}")
     hint = "; run `make migrate-up`" if state.pending else ""
+    if len(state.heads) > 1:
+        hint = "; there are several heads: `uv run alembic merge heads -m Merge` joins them"
     sentence = state.describe()
     print(f"{sentence[0].upper()}{sentence[1:]}{hint}.")
+    return 0
+
+
+def _history() -> int:
+    url = get_settings().url
+    revisions = Revisions.load()
+
+    async def read() -> tuple[SchemaState, list[record.Entry]]:
+        engine = create_engine(url, poolclass=NullPool)
+        state = await SchemaReader(engine, revisions).read()
+        async with engine.connect() as connection:
+            return state, await connection.run_sync(record.read)
+
+    state, entries = asyncio.run(read())
+    for entry in entries:
+        when = entry.started_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        message = f"  {revisions[entry.revision].message}" if entry.revision in revisions else ""
+        print(
+            f"{when}  {entry.direction:<9}  {entry.revision}  {entry.seconds:.2f} s  "
+            f"{entry.who}@{entry.host}  code {entry.code_version}{message}"
+        )
+    recorded = {entry.revision for entry in entries}
+    for revision in state.current:
+        if revision not in recorded:
+            print(f"{revision}: applied before the record began; when, and by whom, is not known")
+    if not entries and not state.current:
+        print(f"Nothing was ever applied to the database {url.database}.")
     return 0
 
 
@@ -76,7 +113,11 @@ def _reset(confirmation: str) -> int:
             )
             return 1
         print(f"This deletes all data of the database {database}.")
-        confirmation = input("Type its name to go on: ").strip()
+        try:
+            confirmation = input("Type its name to go on: ").strip()
+        except (EOFError, KeyboardInterrupt):
+            confirmation = ""
+            print()
     if confirmation != database:
         print(
             f"{confirmation!r} is not the name of the database ({database}); nothing was changed",

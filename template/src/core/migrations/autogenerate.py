@@ -15,9 +15,6 @@ from core.models import import_models
 
 logger = logging.getLogger("alembic.autogenerate")
 
-# Its operations are unknown to a type checker, which reads new revisions too.
-alembic_postgresql_enum.set_configuration(alembic_postgresql_enum.Config(add_type_ignore=True))
-
 # Partitions and foreign tables belong to what made them, tables of extensions to their extension.
 _FOREIGN_RELATIONS = text(
     """
@@ -30,6 +27,14 @@ _FOREIGN_RELATIONS = text(
             SELECT FROM pg_catalog.pg_depend d
             WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
        )
+    """
+)
+
+_EXTENSION_TYPES = text(
+    """
+    SELECT t.typname
+    FROM pg_catalog.pg_type t JOIN pg_catalog.pg_depend d ON d.objid = t.oid
+    WHERE d.classid = 'pg_catalog.pg_type'::regclass AND d.deptype = 'e'
     """
 )
 
@@ -55,6 +60,13 @@ def comparison_options(
         AppImportError: the models of an app fail to import.
     """
     comparison = _Comparison(connection, import_models())
+    alembic_postgresql_enum.set_configuration(
+        alembic_postgresql_enum.Config(
+            # Its operations are unknown to a type checker, which reads new revisions too.
+            add_type_ignore=True,
+            include_name=lambda name: name not in comparison.extension_types,
+        )
+    )
 
     def process_revision_directives(
         _context: MigrationContext, _revision: object, directives: list[MigrationScript]
@@ -86,6 +98,11 @@ class _Comparison:
     @cached_property
     def _foreign(self) -> set[tuple[str, str]]:
         return {(schema, name) for schema, name in self._connection.execute(_FOREIGN_RELATIONS)}
+
+    @cached_property
+    def extension_types(self) -> set[str]:
+        """The names of types that extensions brought."""
+        return set(self._connection.scalars(_EXTENSION_TYPES))
 
     def includes(self, name: str | None, kind: _NameType, parents: _ParentNames) -> bool:
         """Return whether what the database has under `name` is compared with the models."""

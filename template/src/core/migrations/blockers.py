@@ -8,6 +8,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from core.database import DatabaseUnavailableError
+
 INTERVAL = 0.25
 """Seconds between two looks; a lock timeout that is shorter may pass unseen."""
 _SHORTENED = 100
@@ -52,7 +54,7 @@ class Blockers:
 
     async def _watch(self, engine: AsyncEngine, pid: int | None) -> None:
         # Without a second connection the migration goes on: it only knows less.
-        with suppress(DBAPIError, OSError):
+        with suppress(DBAPIError, DatabaseUnavailableError):
             async with engine.connect() as connection:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
                 while True:

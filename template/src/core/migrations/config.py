@@ -137,7 +137,8 @@ def load_alembic_config(
     safety = table.get("safety", {})
     if isinstance(safety, dict):
         for options, place in places:
-            safety = {**safety, **_check_place(options, place)}
+            _check_place(options, place)
+            safety = {**safety, **options}
         table = {**table, "safety": safety}
     try:
         return AlembicConfig.model_validate(table)
@@ -189,9 +190,8 @@ def _from_x_arguments(arguments: Iterable[str]) -> dict[str, str]:
     return options
 
 
-def _check_place(options: Mapping[str, Any], place: str) -> Mapping[str, Any]:
-    """Return `options` with their text made values, or say in which place one is wrong."""
-    checked = {}
+def _check_place(options: Mapping[str, Any], place: str) -> None:
+    """Refuse a wrong option by the place where it stands."""
     for key, value in options.items():
         shown = {"-x": f"-x {key}", "environment": ENVIRONMENT_PREFIX + key.upper()}
         try:
@@ -199,8 +199,6 @@ def _check_place(options: Mapping[str, Any], place: str) -> Mapping[str, Any]:
         except ValidationError as error:
             name = shown.get(place, f"attributes[{key!r}]")
             raise AlembicConfigError(f"{name}: {_message(error.errors()[0])}") from None
-        checked[key] = value
-    return checked
 
 
 def _describe(error: ValidationError, prefix: str) -> str:

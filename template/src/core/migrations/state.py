@@ -9,9 +9,12 @@ from typing import Self
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from core.database import DatabaseUnavailableError
 from core.migrations.config import make_config
+from core.migrations.errors import describe_error, migration_errors
 
 _CREATE_DATE = re.compile(r"^Create Date: (\d{4}-\d\d-\d\d \d\d:\d\d)", re.MULTILINE)
 _UNDEFINED_TABLE = "42P01"
@@ -72,7 +75,7 @@ class SchemaState:
                     "which this code does not have: it was migrated by another release"
                 )
             case State.UNREACHABLE:
-                return f"the database can't be reached: {self.reason}"
+                return f"the database can't be asked: {self.reason}"
 
 
 class Revisions:
@@ -96,12 +99,16 @@ class Revisions:
         """Import every revision and return them.
 
         Raises:
-            alembic.util.CommandError: one of them can't be imported, or refers to none.
+            MigrationError: one of them can't be imported, or refers to none.
         """
-        return cls(ScriptDirectory.from_config(make_config()))
+        with migration_errors():
+            return cls(ScriptDirectory.from_config(make_config()))
 
     def __getitem__(self, revision: str) -> Revision:
         return self._by_id[revision]
+
+    def __contains__(self, revision: str) -> bool:
+        return revision in self._by_id
 
     def state(self, current: Iterable[str], *, versioned: bool = True) -> SchemaState:
         """Return the state of a database that is at `current`."""
@@ -128,19 +135,19 @@ class Revisions:
 class SchemaReader:
     """Asks a database for its revision and compares it with the code's."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, revisions: Revisions) -> None:
         self._engine = engine
-        self.revisions = Revisions.load()
+        self._revisions = revisions
 
     async def read(self) -> SchemaState:
         """Return the state now. A database that can't be asked is a state, not an exception."""
         try:
             async with self._engine.connect() as connection:
                 rows = await connection.scalars(text("SELECT version_num FROM alembic_version"))
-                return self.revisions.state(rows.all())
+                return self._revisions.state(rows.all())
         except DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) == _UNDEFINED_TABLE:
-                return self.revisions.state((), versioned=False)
-            return SchemaState.unreachable(str(error.orig))
-        except (OSError, TimeoutError) as error:
-            return SchemaState.unreachable(str(error) or type(error).__name__)
+                return self._revisions.state((), versioned=False)
+            return SchemaState.unreachable(describe_error(error))
+        except (DatabaseUnavailableError, PoolTimeoutError) as error:
+            return SchemaState.unreachable(str(error))
