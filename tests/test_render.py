@@ -246,15 +246,12 @@ def test_any_slug_is_refused_or_names_the_project(template: Path, slug: str) -> 
     accepted = re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", slug) is not None
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "project"
-        try:
-            copy(template, target, {"project_slug": slug})
-        except ValueError as error:
-            assert not accepted
-            assert "question 'project_slug'" in str(error)
-            assert "at most 40 of a-z" in str(error)
+        if not accepted:
+            with pytest.raises(ValueError, match=r"question 'project_slug'.*at most 40 of a-z"):
+                copy(template, target, {"project_slug": slug})
             assert list(Path(folder).iterdir()) == []
             return
-        assert accepted
+        copy(template, target, {"project_slug": slug})
         parse_all(target)
         document = tomllib.loads((target / "pyproject.toml").read_text(encoding="utf-8"))
         assert document["project"]["name"] == slug
