@@ -131,6 +131,15 @@ def test_a_revision_with_nothing_in_it_is_not_written(project: Project) -> None:
     project.make("migrate-up")
     before = project.revisions()
     assert "EMPTY=1" in project.make("migrate-create", "MSG=Nothing").stderr
+    program = dedent("""
+        import sys
+        sys.path.insert(0, "src")
+        from alembic import command
+        from core.migrations.config import make_config
+        command.revision(make_config(), "Nothing", autogenerate=True)
+        command.check(make_config())
+    """)
+    assert "no revision written" in project.python(program).stderr
     assert project.revisions() == before
     project.make("migrate-create", "MSG=Fill in names", "EMPTY=1")
     assert len(project.revisions()) == len(before) + 1

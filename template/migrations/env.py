@@ -47,7 +47,11 @@ def run_migrations_on(
         connection=connection,
         transaction_per_migration=True,
         **comparison_options(
-            connection, autogenerating=lambda: getattr(config.cmd_opts, "autogenerate", False)
+            connection,
+            # A program that has a revision written gives it a message; `check` has none.
+            autogenerating=lambda script: getattr(
+                config.cmd_opts, "autogenerate", script.message is not None
+            ),
         ),
     )
     with context.begin_transaction():

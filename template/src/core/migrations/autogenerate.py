@@ -48,13 +48,14 @@ _ParentNames = MutableMapping[
 
 
 def comparison_options(
-    connection: Connection, *, autogenerating: Callable[[], bool]
+    connection: Connection, *, autogenerating: Callable[[MigrationScript], bool]
 ) -> dict[str, Any]:
     """Return the arguments of `context.configure` that say what to compare.
 
     Args:
         connection: the database compared with.
-        autogenerating: whether the command is `revision --autogenerate`; asked when it matters.
+        autogenerating: whether the script that is made is to be written, as
+            `revision --autogenerate` does and `check` does not.
 
     Raises:
         AppImportError: the models of an app fail to import.
@@ -72,7 +73,11 @@ def comparison_options(
         _context: MigrationContext, _revision: object, directives: list[MigrationScript]
     ) -> None:
         script = directives[0]
-        if autogenerating() and script.upgrade_ops is not None and script.upgrade_ops.is_empty():
+        if (
+            autogenerating(script)
+            and script.upgrade_ops is not None
+            and script.upgrade_ops.is_empty()
+        ):
             directives.clear()
             logger.warning(
                 "no revision written: the models and the database have the same schema "
