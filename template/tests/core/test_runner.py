@@ -247,6 +247,21 @@ def test_a_caller_s_rollback_takes_the_record_along(project: Project) -> None:
     assert entries(project) == []
 
 
+def test_a_caller_s_timeouts_stay_as_they_are(project: Project) -> None:
+    project.write("a1", module="lock_timeout = '7s'")
+
+    async def upgrade() -> str:
+        engine = create_engine(
+            get_settings().url, poolclass=NullPool, server_settings={"lock_timeout": "5s"}
+        )
+        async with engine.connect() as connection:
+            await connection.run_sync(lambda sync: project.run("upgrade", "head", connection=sync))
+            return str((await connection.exec_driver_sql("SHOW lock_timeout")).scalar())
+
+    assert asyncio.run(upgrade()) == "5s"
+    assert project.tables() == {"t_a1"}
+
+
 def test_requests_never_wait_long_behind_a_migration(project: Project) -> None:
     """Somebody holds a table, a revision wants it: who comes after waits a lock timeout at most."""
     project.write("a1")

@@ -48,8 +48,8 @@ def run_revisions(
     Args:
         connection: the one that `context` was configured with.
         options: how long to wait, how often to try.
-        blockers: who holds what is waited for; None on a connection whose transaction is the
-            caller's: a revision can't be tried again there.
+        blockers: who holds what is waited for; None on a connection that a program gave: its
+            transaction and its timeouts are the program's, and nothing is tried again there.
 
     Raises:
         MigrationLockError: another runner did not end in time.
@@ -58,7 +58,7 @@ def run_revisions(
     """
     migrations = context.get_context()
     with migration_lock(connection, version_table=migrations.version_table, wait=options.lock_wait):
-        run = _Run(connection, migrations, options)
+        run = _Run(connection, migrations, options, own_connection=blockers is not None)
         with run.prepared():
             run.until_done(blockers)
         if left := invalid_indexes(connection):
@@ -75,11 +75,17 @@ class _Run:
     """A command's steps, with what is done before and after each."""
 
     def __init__(
-        self, connection: Connection, migrations: MigrationContext, options: SafetyOptions
+        self,
+        connection: Connection,
+        migrations: MigrationContext,
+        options: SafetyOptions,
+        *,
+        own_connection: bool,
     ) -> None:
         self.connection = connection
         self.migrations = migrations
         self.options = options
+        self.own_connection = own_connection
         self.caller_s_transaction = connection.in_transaction()
         self.indexes = ConcurrentIndexes(connection)
         self._steps: list[Any] | None = None
@@ -129,7 +135,8 @@ class _Run:
         if tries > self.options.lock_retries:
             raise LockTimeoutError(
                 f"{place}: a table was held by another session in each of {tries} tries, last by "
-                f"{held_by}. Revisions before it stay applied, nothing of it does. Run it when "
+                f"{held_by}. Revisions before it stay applied, nothing of it does (but for "
+                "what it ran in an autocommit block). Run it when "
                 "that session has ended (SELECT pg_terminate_backend(pid) ends it), or give it "
                 "more time with lock_timeout."
             ) from error
@@ -151,7 +158,7 @@ class _Run:
 
     def _set_timeouts(self, module: object) -> None:
         """Give the session a revision's own timeouts, or back those of the options."""
-        if self.caller_s_transaction:
+        if not self.own_connection:
             return
         for name in ("lock_timeout", "statement_timeout"):
             value: int = getattr(self.options, name)
