@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -115,6 +116,14 @@ def copy(template: Path, target: Path, answers: Mapping[str, object]) -> Path:
     """Render the template and return the project's folder."""
     run_copy(str(template), target, data=dict(answers), defaults=True, quiet=True)
     return target
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback address that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def interpreters() -> dict[str, str]:

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 import trustme
 from tests.conftest import Render
+from tests.support import free_port
 
 PASSWORD = "p@ss:w/rd?#%41é"  # noqa: S105
 QUOTED = "p%40ss%3Aw%2Frd%3F%23%2541%C3%A9"
@@ -49,13 +50,6 @@ PROGRAM = dedent("""
 
     print(json.dumps(asyncio.run(main())))
 """)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def has_ipv6() -> bool:

@@ -19,7 +19,8 @@ from core.migrations.autogenerate import comparison_options
 from core.migrations.blockers import Blockers
 from core.migrations.config import SafetyOptions, load_alembic_config
 from core.migrations.errors import readable_errors
-from core.migrations.runner import changes_revision, run_revisions
+from core.migrations.pooler import refuse_transaction_pooler
+from core.migrations.runner import OwnConnection, changes_revision, run_revisions, set_timeouts
 from core.project import load_project
 
 config = context.config
@@ -40,7 +41,7 @@ def run_migrations_offline(options: SafetyOptions) -> None:
 
 
 def run_migrations_on(
-    connection: Connection, options: SafetyOptions, blockers: Blockers | None = None
+    connection: Connection, options: SafetyOptions, own: OwnConnection | None = None
 ) -> None:
     """Run the command on `connection`, each revision in a transaction of its own."""
     context.configure(
@@ -56,25 +57,21 @@ def run_migrations_on(
     )
     with context.begin_transaction():
         if changes_revision():
-            run_revisions(connection, options, blockers)
+            run_revisions(connection, options, own)
         else:
             context.run_migrations()
 
 
 async def run_migrations_online(options: SafetyOptions) -> None:
     """Connect to the configured database and run the command there."""
-    blockers = Blockers()
-    engine = create_engine(
-        get_settings().url,
-        poolclass=NullPool,
-        server_settings={
-            "application_name": f"{load_project().name} migrations",
-            "lock_timeout": str(options.lock_timeout),
-            "statement_timeout": str(options.statement_timeout),
-        },
-    )
-    async with engine.connect() as connection, blockers.watched(engine, connection):
-        await connection.run_sync(run_migrations_on, options, blockers)
+    url = get_settings().migration_url
+    await refuse_transaction_pooler(url)
+    name = f"{load_project().name} migrations"
+    engine = create_engine(url, poolclass=NullPool, server_settings={"application_name": name})
+    own = OwnConnection(url=url, blockers=Blockers())
+    async with engine.connect() as connection, own.blockers.watched(engine, connection):
+        await connection.run_sync(set_timeouts, options)
+        await connection.run_sync(run_migrations_on, options, own)
 
 
 def run(coroutine: Coroutine[None, None, None]) -> None:

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from api import create_router
 from core.apps import AppImportError
-from core.config import Environment, SettingsError, get_settings
+from core.config import Environment, Pooler, SettingsError, get_settings
 from core.database import create_engine, create_sessionmaker
 from core.embedded_postgres import EmbeddedPostgresError
 from core.errors import Problem, add_error_handlers
@@ -25,9 +25,17 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Own the engine: made when the application starts, closed when it stops."""
     settings = get_settings()
     # The health check has a connection of its own: a busy pool is no reason to be taken out.
-    probe = create_engine(settings.url, pool_size=1, max_overflow=0, pool_pre_ping=True)
+    named_statements = settings.database_pooler is Pooler.NONE
+    probe = create_engine(
+        settings.url,
+        named_statements=named_statements,
+        pool_size=1,
+        max_overflow=0,
+        pool_pre_ping=True,
+    )
     engine = create_engine(
         settings.url,
+        named_statements=named_statements,
         pool_size=settings.database_pool_size,
         max_overflow=settings.database_max_overflow,
         pool_timeout=settings.database_pool_timeout,

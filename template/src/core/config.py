@@ -21,6 +21,15 @@ class Environment(StrEnum):
     PROD = "prod"
 
 
+class Pooler(StrEnum):
+    """What stands between the service and PostgreSQL."""
+
+    NONE = "none"
+    """Nothing, or a pooler that leaves a connection its server: session mode."""
+    TRANSACTION = "transaction"
+    """PgBouncer or the like, where each transaction may run on another server connection."""
+
+
 class SettingsError(Exception):
     """A setting is wrong. The message has one line per setting and holds no secret."""
 
@@ -46,6 +55,9 @@ class Settings(BaseSettings):
     database_url: OptionalPostgresURL = None
     sqlalchemy_database_uri: OptionalPostgresURL = None
     """Another name for `database_url`."""
+    migration_database_url: OptionalPostgresURL = None
+    """For migrations alone: past the pooler, or with the rights to change the schema."""
+    database_pooler: Pooler = Pooler.NONE
     database_pool_size: Annotated[int, Field(ge=1, le=1000)] = 5
     database_max_overflow: Annotated[int, Field(ge=0, le=1000)] = 10
     database_pool_timeout: Annotated[float, Field(gt=0)] = 5.0
@@ -64,6 +76,8 @@ class Settings(BaseSettings):
                 "DATABASE_URL is not set; ENVIRONMENT=prod needs it "
                 "(postgresql://user:password@host:5432/database)"
             )
+        if names == (None, None) and self.migration_database_url is not None:
+            raise ValueError("MIGRATION_DATABASE_URL is set and DATABASE_URL is not; set both")
         return self
 
     @property
@@ -88,6 +102,11 @@ class Settings(BaseSettings):
         return embedded_postgres.start(
             f"{name}-test" if self.environment is Environment.TEST else name
         )
+
+    @property
+    def migration_url(self) -> DatabaseURL:
+        """The database to use, as migrations, backups and psql reach it."""
+        return self.migration_database_url or self.url
 
 
 @cache

@@ -1,7 +1,6 @@
 """The engine, and what makes sessions. `core.dependencies` gives a request its session."""
 
 import os
-import shutil
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +15,8 @@ from sqlalchemy.ext.asyncio import (
 
 from core.config import SettingsError, get_settings
 from core.database_url import DatabaseURL
-from core.embedded_postgres import EmbeddedPostgresError, binaries
+from core.embedded_postgres import EmbeddedPostgresError
+from core.postgres_client import ClientProgramError, find_client, libpq_environment
 from core.project import load_project
 
 
@@ -29,6 +29,7 @@ def create_engine(
     *,
     server_settings: Mapping[str, str] | None = None,
     connect_timeout: float = 10.0,
+    named_statements: bool = True,
     **options: Any,
 ) -> AsyncEngine:
     """Return an engine for `url`; nothing connects before its first use.
@@ -37,6 +38,8 @@ def create_engine(
         url: where to connect to.
         server_settings: run-time parameters of each connection; a rollback does not undo them.
         connect_timeout: seconds; `connect_timeout` in the URL goes before it.
+        named_statements: whether statements are prepared under a name and kept. Through a pooler
+            in transaction mode they must not be: the next transaction is another server's.
         options: further arguments of `sqlalchemy.ext.asyncio.create_async_engine`.
 
     Connecting raises `DatabaseUnavailableError`, whatever the cause.
@@ -45,6 +48,12 @@ def create_engine(
     settings = dict(server_settings or {})
     if "application_name" not in dict(url.query):
         settings.setdefault("application_name", load_project().name)
+    dialect_arguments: dict[str, Any] = {}
+    if not named_statements:
+        # asyncpg then sends an unnamed statement along with each execution.
+        arguments["statement_cache_size"] = 0
+        dialect_arguments["prepared_statement_cache_size"] = 0
+        dialect_arguments["prepared_statement_name_func"] = str
 
     async def connect(**keywords: Any) -> "asyncpg.Connection[asyncpg.Record]":
         # asyncpg reads the URL itself: it knows sslmode, sockets and several hosts as libpq does.
@@ -55,7 +64,12 @@ def create_engine(
             reason = f"{error or type(error).__name__}{file if file not in str(error) else ''}"
             raise DatabaseUnavailableError(f"can't connect to {url}: {reason}") from error
 
-    return create_async_engine("postgresql+asyncpg://", async_creator=connect, **options)
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        # Not async_creator: SQLAlchemy gives no arguments to the dialect beside it.
+        connect_args={"async_creator_fn": connect, **dialect_arguments},
+        **options,
+    )
 
 
 def create_sessionmaker(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
@@ -66,19 +80,11 @@ def create_sessionmaker(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]
 def shell() -> None:
     """Become psql on the configured database (`python -m core.database`)."""
     try:
-        url = get_settings().url
-    except (SettingsError, EmbeddedPostgresError) as error:
+        url = get_settings().migration_url
+        psql = find_client("psql", url)
+    except (ClientProgramError, EmbeddedPostgresError, SettingsError) as error:
         sys.exit(str(error))
-    psql = shutil.which("psql")
-    if psql is None:
-        try:
-            psql = str(binaries() / "psql")
-        except EmbeddedPostgresError:
-            sys.exit("there is no psql on PATH; install PostgreSQL's client programs")
-    environment = dict(os.environ)
-    if url.password is not None:
-        environment["PGPASSWORD"] = url.password
-    os.execvpe(psql, [psql, url.without_password], environment)  # noqa: S606
+    os.execvpe(psql, [psql, url.without_password], libpq_environment(url))  # noqa: S606
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """A PostgreSQL address, in every spelling that people have, made one."""
 
+import os
+import re
 from dataclasses import dataclass, replace
 from typing import Any, Self
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
@@ -27,6 +29,35 @@ _LIBPQ_ONLY = frozenset(
         "tcp_user_timeout",
     }
 )
+# What libpq reads of a URL; asyncpg takes any other name for a setting of the session.
+_LIBPQ = _LIBPQ_ONLY | {
+    "application_name",
+    "connect_timeout",
+    "dbname",
+    "gssdelegation",
+    "gsslib",
+    "host",
+    "hostaddr",
+    "krbsrvname",
+    "max_protocol_version",
+    "min_protocol_version",
+    "options",
+    "passfile",
+    "port",
+    "service",
+    "ssl_max_protocol_version",
+    "ssl_min_protocol_version",
+    "sslcert",
+    "sslcrl",
+    "sslcrldir",
+    "sslkey",
+    "sslmode",
+    "sslnegotiation",
+    "sslpassword",
+    "sslrootcert",
+    "target_session_attrs",
+    "user",
+}
 SSL_MODES = ("prefer", "disable", "allow", "require", "verify-ca", "verify-full")
 _LARGEST_PORT = 65535
 _ASYNCPG_NAMES = {"ssl": "sslmode"}
@@ -106,14 +137,19 @@ class DatabaseURL:
     @property
     def libpq(self) -> str:
         """The address with its password, as libpq, psql, pg_dump and asyncpg read it."""
-        return self._render(password=self.password, query=self.query)
+        return self._render(password=self.password, query=_for_libpq(self.query))
 
     @property
     def without_password(self) -> str:
         """The address for messages, and for commands that get the password by PGPASSWORD."""
-        return self._render(
-            password=None, query=tuple(pair for pair in self.query if pair[0] != "sslpassword")
-        )
+        shown = tuple(pair for pair in self.query if pair[0] != "sslpassword")
+        return self._render(password=None, query=_for_libpq(shown))
+
+    @property
+    def wants_tls(self) -> bool:
+        """Whether a connection without TLS would be refused by this side."""
+        mode = dict(self.query).get("sslmode") or os.environ.get("PGSSLMODE", "")
+        return mode in SSL_MODES[SSL_MODES.index("require") :]
 
     def _render(self, *, password: str | None, query: tuple[tuple[str, str], ...]) -> str:
         userinfo = quote(self.user or "", safe="")
@@ -141,3 +177,15 @@ class DatabaseURL:
 
     def __repr__(self) -> str:
         return f"DatabaseURL({self.without_password!r})"
+
+
+def _for_libpq(query: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """Return the parameters with settings of the session where libpq wants them: in `options`."""
+    known = [pair for pair in query if pair[0] in _LIBPQ]
+    settings = [pair for pair in query if pair[0] not in _LIBPQ]
+    if not settings:
+        return query
+    given = [value for key, value in known if key == "options"]
+    escaped = ["-c " + re.sub(r"([\\ ])", r"\\\1", f"{key}={value}") for key, value in settings]
+    others = tuple(pair for pair in known if pair[0] != "options")
+    return (*others, ("options", " ".join([*given, *escaped])))

@@ -138,7 +138,7 @@ def test_the_shell_gets_the_password_by_the_environment(monkeypatch: pytest.Monk
     get_settings.cache_clear()
     calls: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr("os.execvpe", lambda _file, args, env: calls.append((args, env)))
-    monkeypatch.setattr("shutil.which", lambda _name: "/usr/bin/psql")
+    monkeypatch.setattr(database, "find_client", lambda _program, _url: "/usr/bin/psql")
     database.shell()
     get_settings.cache_clear()
     [(arguments, environment)] = calls

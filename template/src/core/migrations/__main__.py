@@ -1,4 +1,4 @@
-"""The commands behind `make migrate-status`, `make migrate-history` and `make migrate-reset`."""
+"""The commands behind `make migrate-status`, `migrate-history`, `migrate-reset`, `backup`, ..."""
 
 import argparse
 import asyncio
@@ -12,10 +12,28 @@ from sqlalchemy.pool import NullPool
 from core.config import SettingsError, get_settings
 from core.database import DatabaseUnavailableError, create_engine
 from core.embedded_postgres import EmbeddedPostgresError
+from core.logging import configure_logging
 from core.migrations import record
-from core.migrations.config import AlembicConfigError, load_alembic_config, make_config
+from core.migrations.backup import (
+    Backup,
+    backup_folder,
+    check_readable,
+    find_backup,
+    format_size,
+    list_backups,
+    take_backup,
+)
+from core.migrations.config import (
+    AlembicConfigError,
+    BackupKind,
+    load_alembic_config,
+    make_config,
+)
+from core.migrations.confirm import NotConfirmedError, confirm
 from core.migrations.errors import MigrationError
+from core.migrations.restore import RestoreError, restore
 from core.migrations.state import Revisions, SchemaReader, SchemaState, State
+from core.postgres_client import ClientProgramError, find_client
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,12 +49,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--confirm", default="", help="the database's name, where nobody can be asked"
     )
     reset.set_defaults(run=lambda given: _reset(given.confirm))
+    backup = commands.add_parser("backup", help="back the database up")
+    kinds = [BackupKind.FULL.value, BackupKind.SCHEMA.value]
+    backup.add_argument("--kind", choices=kinds, default=BackupKind.FULL.value)
+    backup.set_defaults(run=lambda given: _backup(BackupKind(given.kind)))
+    backups = commands.add_parser("backups", help="list the backups, and read each to its end")
+    backups.set_defaults(run=lambda _: _backups())
+    restore = commands.add_parser("restore", help="restore a backup into a new database")
+    restore.add_argument("backup", help="a file, a name that `backups` lists, or `latest`")
+    restore.add_argument("--into", default="", help="the new database's name")
+    restore.add_argument(
+        "--confirm", default="", help="the present database's name: put the backup in its place"
+    )
+    restore.set_defaults(run=_restore)
     given = parser.parse_args(arguments)
     try:
         load_alembic_config()  # a wrong option is said by every command
+        configure_logging(get_settings())
         code: int = given.run(given)
     except (
         AlembicConfigError,
+        ClientProgramError,
         CommandError,
         DatabaseUnavailableError,
         EmbeddedPostgresError,
@@ -49,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _status() -> int:
-    url = get_settings().url
+    url = get_settings().migration_url
     revisions = Revisions.load()
-    reader = SchemaReader(create_engine(url, poolclass=NullPool), revisions)
+    reader = SchemaReader(create_engine(url, poolclass=NullPool, named_statements=False), revisions)
     state = asyncio.run(reader.read())
     if state.state is State.UNREACHABLE:
         print(state.reason, file=sys.stderr)
@@ -76,11 +109,11 @@ def _status() -> int:
 
 
 def _history() -> int:
-    url = get_settings().url
+    url = get_settings().migration_url
     revisions = Revisions.load()
 
     async def read() -> tuple[SchemaState, list[record.Entry]]:
-        engine = create_engine(url, poolclass=NullPool)
+        engine = create_engine(url, poolclass=NullPool, named_statements=False)
         state = await SchemaReader(engine, revisions).read()
         async with engine.connect() as connection:
             return state, await connection.run_sync(record.read)
@@ -92,6 +125,7 @@ def _history() -> int:
         print(
             f"{when}  {entry.direction:<9}  {entry.revision}  {entry.seconds:.2f} s  "
             f"{entry.who}@{entry.host}  code {entry.code_version}{message}"
+            f"{f'  backup {entry.backup}' if entry.backup else ''}"
         )
     recorded = {entry.revision for entry in entries}
     for revision in state.current:
@@ -103,29 +137,71 @@ def _history() -> int:
 
 
 def _reset(confirmation: str) -> int:
-    database = get_settings().url.database
-    if not confirmation:
-        if not sys.stdin.isatty():
-            print(
-                f"reset deletes all data of the database {database}; "
-                f"to confirm, give its name: make migrate-reset CONFIRM={database}",
-                file=sys.stderr,
-            )
-            return 1
-        print(f"This deletes all data of the database {database}.")
-        try:
-            confirmation = input("Type its name to go on: ").strip()
-        except (EOFError, KeyboardInterrupt):
-            confirmation = ""
-            print()
-    if confirmation != database:
-        print(
-            f"{confirmation!r} is not the name of the database ({database}); nothing was changed",
-            file=sys.stderr,
-        )
-        return 1
-    command.downgrade(make_config(), "base")
+    database = get_settings().migration_url.database
+    confirm(
+        database,
+        f"reset deletes all data of the database {database}",
+        confirmation,
+        how=f"make migrate-reset CONFIRM={database}",
+    )
+    command.downgrade(make_config(confirm=database), "base")
     print(f"The database {database} is at base: no revision is applied.")
+    return 0
+
+
+def _backup(kind: BackupKind) -> int:
+    url = get_settings().migration_url
+    options = load_alembic_config().safety
+
+    async def take() -> Backup:
+        engine = create_engine(url, poolclass=NullPool, named_statements=False)
+        async with engine.connect() as connection:
+            return await connection.run_sync(take_backup, url, options, kind)
+
+    print(asyncio.run(take()).path)
+    return 0
+
+
+def _backups() -> int:
+    folder = backup_folder(load_alembic_config().safety)
+    backups = list_backups(folder)
+    if not backups:
+        print(f"There are no backups in {folder}.")
+        return 0
+    url = get_settings().migration_url
+    pg_restore = find_client("pg_restore", url)
+    broken = 0
+    for backup in backups:
+        try:
+            check_readable(pg_restore, backup.path, url)
+            verdict = "verified"
+        except ClientProgramError as error:
+            broken += 1
+            verdict = f"BROKEN ({' '.join(str(error).split())})"
+        when = backup.taken_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        size = format_size(backup.path.stat().st_size)
+        print(
+            f"{when}  {backup.revision}  {backup.kind:<6}  {size:>8}  {backup.path.name}  {verdict}"
+        )
+    return 1 if broken else 0
+
+
+def _restore(given: argparse.Namespace) -> int:
+    url = get_settings().migration_url
+    if given.confirm and given.confirm != url.database:
+        raise NotConfirmedError(
+            f"{given.confirm!r} is not the name of the database ({url.database}); "
+            "nothing was changed"
+        )
+    if given.confirm and given.into:
+        raise RestoreError(
+            "CONFIRM puts the backup in the present database's place, DATABASE names a new one; "
+            "give one of them"
+        )
+    folder = backup_folder(load_alembic_config().safety)
+    backup = find_backup(folder, given.backup, url.database)
+    name = asyncio.run(restore(url, backup, into=given.into or None, replace=bool(given.confirm)))
+    print(f"The backup is restored in the database {name}.")
     return 0
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -61,6 +62,21 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class BackupKind(StrEnum):
+    """What is backed up before revisions run."""
+
+    OFF = "off"
+    SCHEMA = "schema"
+    FULL = "full"
+
+
+def _parse_backup_kind(value: object) -> object:
+    kinds = [kind.value for kind in BackupKind]
+    if value in kinds:
+        return BackupKind(value)
+    raise ValueError(f"expected one of {', '.join(kinds)}")
+
+
 class SafetyOptions(_Table):
     """`[tool.alembic.safety]`: the options of this project's own, besides Alembic's."""
 
@@ -72,6 +88,12 @@ class SafetyOptions(_Table):
     """How often a revision is tried again that met a lock which was held too long."""
     statement_timeout: Milliseconds = 0
     """How long one statement of a migration may run; 0 is without end."""
+    backup: Annotated[BackupKind | None, BeforeValidator(_parse_backup_kind)] = None
+    """What is backed up before revisions run; None is full in prod, and off in dev and test."""
+    backup_folder: Annotated[str, Field(min_length=1)] = "backups"
+    """Where backups go: an absolute path, or one in the project."""
+    backup_keep: Annotated[Count, Field(ge=1)] = 10
+    """How many backups of a database stay."""
 
 
 class PostWriteHook(_Table):

@@ -18,6 +18,7 @@ from core.migrations.errors import MigrationError
 
 logger = logging.getLogger(__name__)
 
+VERSION_TABLE = "alembic_version"
 POLL_INTERVAL = 0.2
 """Seconds between two tries, give or take a half."""
 
@@ -30,7 +31,7 @@ _HOLDER = text(
            to_char(coalesce(a.xact_start, a.backend_start), 'HH24:MI:SS') AS since
     FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = :database)
       AND (l.classid::bigint << 32) | l.objid::bigint = :key
     """
 )
@@ -44,6 +45,15 @@ def lock_key(database: str, version_table: str) -> int:
     """Return the key of the advisory lock: a signed 64-bit number."""
     digest = hashlib.sha256(f"alembic:{database}:{version_table}".encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def lock_holder(
+    connection: Connection, *, database: str, version_table: str = VERSION_TABLE
+) -> str | None:
+    """Return in words who migrates `database` of the connection's server; None if nobody does."""
+    parameters = {"key": lock_key(database, version_table), "database": database}
+    row = connection.execute(_HOLDER, parameters).first()
+    return f"pid {row.pid} ({row.application}, since {row.since})" if row else None
 
 
 @contextmanager
@@ -65,13 +75,13 @@ def migration_lock(connection: Connection, *, version_table: str, wait: int) -> 
         if not caller_s_transaction:
             connection.commit()
 
-    database = connection.scalar(text("SELECT current_database()"))
-    parameters = {"key": lock_key(str(database), version_table)}
+    database = str(connection.scalar(text("SELECT current_database()")))
+    parameters = {"key": lock_key(database, version_table)}
     deadline = time.monotonic() + wait / 1000
     said = ""
     while not connection.scalar(_TRY, parameters):
-        row = connection.execute(_HOLDER, parameters).first()
-        holder = f"pid {row.pid} ({row.application}, since {row.since})" if row else "a session"
+        holder = lock_holder(connection, database=database, version_table=version_table)
+        holder = holder or "a session"
         finish()
         if time.monotonic() >= deadline:
             raise MigrationLockError(

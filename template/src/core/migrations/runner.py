@@ -1,20 +1,26 @@
 """Runs revisions: one runner at a time, each in its own transaction, tried again, recorded."""
 
 import logging
+import os
 import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from alembic import context
-from alembic.runtime.migration import MigrationContext, MigrationInfo
-from sqlalchemy import Connection
+from alembic.runtime.migration import MigrationContext, MigrationInfo, StampStep
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from core.config import Environment, get_settings
+from core.database_url import DatabaseURL
 from core.migrations import record
+from core.migrations.backup import kind_before_migrations, take_backup
 from core.migrations.blockers import Blockers
-from core.migrations.config import SafetyOptions, parse_milliseconds
+from core.migrations.config import BackupKind, SafetyOptions, parse_milliseconds
+from core.migrations.confirm import confirm
 from core.migrations.errors import MigrationError, place_in_revision
 from core.migrations.indexes import ConcurrentIndexes, invalid_indexes
 from core.migrations.lock import migration_lock
@@ -40,27 +46,40 @@ def changes_revision() -> bool:
     return True
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnConnection:
+    """What goes with a connection that was made for the migrations, and is theirs alone."""
+
+    url: DatabaseURL
+    blockers: Blockers
+
+
 def run_revisions(
-    connection: Connection, options: SafetyOptions, blockers: Blockers | None
+    connection: Connection, options: SafetyOptions, own: OwnConnection | None
 ) -> None:
     """Run the revisions of the command that `context` was configured for.
 
     Args:
         connection: the one that `context` was configured with.
-        options: how long to wait, how often to try.
-        blockers: who holds what is waited for; None on a connection that a program gave: its
-            transaction and its timeouts are the program's, and nothing is tried again there.
+        options: how long to wait, how often to try, what to back up.
+        own: None on a connection that a program gave: its transaction, its timeouts and its
+            backups are the program's, and nothing is tried again there.
 
     Raises:
+        NotConfirmedError: a downgrade in prod, and nobody gave the database's name.
         MigrationLockError: another runner did not end in time.
+        BackupError: no backup could be made.
         LockTimeoutError: a table was held in each try.
         InvalidIndexError: a revision left an invalid index.
     """
     migrations = context.get_context()
+    _confirm_downgrade(connection, resolve_steps(connection, migrations))
     with migration_lock(connection, version_table=migrations.version_table, wait=options.lock_wait):
-        run = _Run(connection, migrations, options, own_connection=blockers is not None)
+        # Again: who had the lock before may have changed where the database is.
+        run = _Run(connection, migrations, options, own)
+        run.back_up()
         with run.prepared():
-            run.until_done(blockers)
+            run.until_done()
         if left := invalid_indexes(connection):
             logger.warning(
                 "invalid indexes, which PostgreSQL does not use but keeps up to date: %s. "
@@ -71,6 +90,46 @@ def run_revisions(
             connection.rollback()
 
 
+def set_timeouts(connection: Connection, options: SafetyOptions) -> None:
+    """Set the timeouts of the session; no rollback undoes them."""
+    # Not as settings of the connection's start: a pooler in session mode refuses those.
+    connection.exec_driver_sql(f"SET lock_timeout = {options.lock_timeout}")
+    connection.exec_driver_sql(f"SET statement_timeout = {options.statement_timeout}")
+    connection.commit()
+
+
+def resolve_steps(connection: Connection, migrations: MigrationContext) -> list[Any]:
+    """Return the steps from where the database is to where the command leads."""
+    caller_s_transaction = connection.in_transaction()
+    heads = () if migrations.purge else migrations.get_current_heads()
+    if not caller_s_transaction:
+        connection.rollback()
+    resolve: Any = migrations._migrations_fn  # noqa: SLF001
+    return list(resolve(heads, migrations))
+
+
+def _confirm_downgrade(connection: Connection, steps: list[Any]) -> None:
+    """In prod, ask for the database's name before anything is reverted."""
+    reverted = [
+        step.revision.revision
+        for step in steps
+        if not isinstance(step, StampStep) and not step.is_upgrade
+    ]
+    if not reverted or get_settings().environment is not Environment.PROD:
+        return
+    caller_s_transaction = connection.in_transaction()
+    database = str(connection.scalar(text("SELECT current_database()")))
+    if not caller_s_transaction:
+        connection.rollback()
+    confirm(
+        database,
+        f"ENVIRONMENT=prod: this reverts {', '.join(reverted)} in the database {database}; "
+        "what is in the tables and columns that go is lost",
+        str(context.config.attributes.get("confirm") or os.environ.get("CONFIRM", "")),
+        how=f"CONFIRM={database}",
+    )
+
+
 class _Run:
     """A command's steps, with what is done before and after each."""
 
@@ -79,29 +138,38 @@ class _Run:
         connection: Connection,
         migrations: MigrationContext,
         options: SafetyOptions,
-        *,
-        own_connection: bool,
+        own: OwnConnection | None,
     ) -> None:
         self.connection = connection
         self.migrations = migrations
         self.options = options
-        self.own_connection = own_connection
+        self.own = own
         self.caller_s_transaction = connection.in_transaction()
         self.indexes = ConcurrentIndexes(connection)
-        self._steps: list[Any] | None = None
+        # "+2" and "-2" count from where the database is: they are resolved once, so that a try
+        # after the first revision was committed does not go further.
+        self._steps = resolve_steps(connection, migrations)
         self._done = 0
         self._started = 0.0
+        self._backup: str | None = None
+
+    def back_up(self) -> None:
+        """Make a backup, where one is wanted and something is about to change.
+
+        Raises:
+            BackupError: it failed.
+        """
+        changing = any(not isinstance(step, StampStep) for step in self._steps)
+        kind = kind_before_migrations(self.options)
+        if self.own is None or not changing or kind is BackupKind.OFF:
+            return
+        self._backup = take_backup(self.connection, self.own.url, self.options, kind).path.name
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
         """Take Alembic's steps and callbacks into our hands."""
-        # "+2" and "-2" count from where the database is: they are resolved once, so that a try
-        # after the first revision was committed does not go further.
-        resolve: Any = self.migrations._migrations_fn  # noqa: SLF001
 
-        def steps(heads: Any, migrations: MigrationContext) -> Iterator[Any]:
-            if self._steps is None:
-                self._steps = list(resolve(heads, migrations))
+        def steps(_heads: Any, _migrations: MigrationContext) -> Iterator[Any]:
             for step in self._steps[self._done :]:
                 self._before(step)
                 yield step
@@ -114,7 +182,7 @@ class _Run:
         with self.indexes.watched():
             yield
 
-    def until_done(self, blockers: Blockers | None) -> None:
+    def until_done(self) -> None:
         """Run the steps; try again where a lock was held too long."""
         tries = 0
         while True:
@@ -122,10 +190,10 @@ class _Run:
             try:
                 context.run_migrations()
             except DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE or blockers is None:
+                if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE or self.own is None:
                     raise
                 tries = 1 if self._done > done else tries + 1
-                self._pause_or_give_up(error, tries, blockers.take())
+                self._pause_or_give_up(error, tries, self.own.blockers.take())
             else:
                 self._set_timeouts(None)
                 return
@@ -158,15 +226,14 @@ class _Run:
 
     def _set_timeouts(self, module: object) -> None:
         """Give the session a revision's own timeouts, or back those of the options."""
-        if not self.own_connection:
+        if self.own is None:
             return
-        for name in ("lock_timeout", "statement_timeout"):
-            value: int = getattr(self.options, name)
-            if (own := getattr(module, name, None)) is not None:
-                value = parse_milliseconds(own, f"{getattr(module, '__file__', '')}: {name}")
-            self.connection.exec_driver_sql(f"SET {name} = {value}")
-        # Committed, so that a rollback of the revision does not undo it.
-        self.connection.commit()
+        own = {
+            name: parse_milliseconds(value, f"{getattr(module, '__file__', '')}: {name}")
+            for name in ("lock_timeout", "statement_timeout")
+            if (value := getattr(module, name, None)) is not None
+        }
+        set_timeouts(self.connection, self.options.model_copy(update=own))
 
     def _applied(self, *, step: MigrationInfo, **_: Any) -> None:
         """Record a revision; Alembic calls this in its transaction, before the commit."""
@@ -181,6 +248,6 @@ class _Run:
                 revision=revision,
                 direction=direction,
                 seconds=seconds,
-                backup=None,
+                backup=None if step.is_stamp else self._backup,
             )
         self._done += 1

@@ -1,0 +1,270 @@
+"""Backups: pg_dump's custom format, checked before it gets its name.
+
+A file under a final name is whole: it was written under another one, flushed, and read to its end.
+"""
+
+import fcntl
+import logging
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+from urllib.parse import quote, unquote
+
+from sqlalchemy import Connection, text
+
+from core.config import Environment, get_settings
+from core.database_url import DatabaseURL
+from core.migrations.config import BackupKind, SafetyOptions
+from core.migrations.errors import MigrationError
+from core.postgres_client import ClientProgramError, find_client, run_client
+from core.project import ROOT
+
+logger = logging.getLogger(__name__)
+
+_TICK = 0.1
+_TIME = "%Y%m%dT%H%M%SZ"
+_NAME = re.compile(
+    r"(?P<database>.+)_(?P<revision>[^_]+)_(?P<time>\d{8}T\d{6}Z)(?P<schema>\.schema)?\.dump"
+)
+_UNFINISHED = ".partial"
+
+
+class BackupError(MigrationError):
+    """There is no backup. The message says why; nothing stands under a final name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backup:
+    """A backup's file, and what its name says."""
+
+    path: Path
+    database: str
+    revision: str
+    """Where the database was: several heads are joined by +, none is `base`."""
+    taken_at: datetime
+    kind: BackupKind
+
+    @classmethod
+    def parse(cls, path: Path) -> Self | None:
+        """Return what the name of `path` says; None where it is not a backup's."""
+        match = _NAME.fullmatch(path.name)
+        if match is None:
+            return None
+        return cls(
+            path=path,
+            database=unquote(match["database"]),
+            revision=unquote(match["revision"]),
+            taken_at=datetime.strptime(match["time"], _TIME).replace(tzinfo=UTC),
+            kind=BackupKind.SCHEMA if match["schema"] else BackupKind.FULL,
+        )
+
+
+def kind_before_migrations(options: SafetyOptions) -> BackupKind:
+    """Return what is backed up before revisions run: everything in prod, if nothing is set."""
+    if options.backup is not None:
+        return options.backup
+    in_prod = get_settings().environment is Environment.PROD
+    return BackupKind.FULL if in_prod else BackupKind.OFF
+
+
+def backup_folder(options: SafetyOptions) -> Path:
+    """Return where the backups are."""
+    return ROOT / options.backup_folder
+
+
+def take_backup(
+    connection: Connection, url: DatabaseURL, options: SafetyOptions, kind: BackupKind
+) -> Backup:
+    """Back a database up and return the backup; the oldest beyond `backup_keep` go.
+
+    Args:
+        connection: one to the database, outside of a transaction. It is asked where the database
+            is, and in a long dump now and then whether it is still there, as what holds the lock
+            of the migrations must not be ended for doing nothing.
+        url: the database.
+        options: where to, how many stay, how long to wait for a table that is locked.
+        kind: everything, or the schema.
+
+    Raises:
+        BackupError: no program, no rights, no space, or what pg_dump said.
+    """
+    revisions = _current_revisions(connection)
+    connection.rollback()
+    major = server_major(connection)
+    folder = backup_folder(options)
+    suffix = ".schema.dump" if kind is BackupKind.SCHEMA else ".dump"
+    started = time.monotonic()
+    with _failures_named(folder):
+        dump = find_client("pg_dump", url, server_major=major)
+        restore = find_client("pg_restore", url, server_major=major)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _reserved(folder, _stem(url.database, revisions), suffix) as (descriptor, file, path):
+            logger.info("backing up the database %s (%s)", url.database, kind)
+            command = [
+                dump,
+                "--format=custom",
+                "--no-password",
+                f"--lock-wait-timeout={options.lock_wait}",
+                f"--file={file}",
+                f"--dbname={url.without_password}",
+                *(["--schema-only"] if kind is BackupKind.SCHEMA else []),
+            ]
+
+            def progress(seconds: float) -> None:
+                written = format_size(file.stat().st_size)
+                logger.info("backing up: %s after %.0f s", written, seconds)
+                connection.exec_driver_sql("SELECT 1")
+                connection.rollback()
+
+            # With the descriptor pg_dump keeps the file's lock, should this process be killed.
+            if said := run_client(command, url, pass_fds=[descriptor], progress=progress):
+                logger.warning("%s", said)
+            os.fsync(descriptor)
+            check_readable(restore, file, url)
+            file.rename(path)
+            _flush(folder)
+    logger.info(
+        "backup %s: %s in %.1f s",
+        path,
+        format_size(path.stat().st_size),
+        time.monotonic() - started,
+    )
+    taken = Backup.parse(path)
+    assert taken is not None  # noqa: S101 - the name was made by this module
+    for old in _of_database(folder, url.database)[options.backup_keep :]:
+        old.path.unlink(missing_ok=True)
+    return taken
+
+
+def list_backups(folder: Path) -> list[Backup]:
+    """Return the backups in `folder`, newest first."""
+    found = [backup for path in folder.glob("*.dump") if (backup := Backup.parse(path))]
+    return sorted(found, key=lambda backup: (backup.taken_at, backup.path.name), reverse=True)
+
+
+def find_backup(folder: Path, given: str, database: str) -> Backup:
+    """Return the backup that `given` means.
+
+    Args:
+        folder: where the backups are.
+        given: a file, the name of one in `folder`, or `latest`.
+        database: whose latest.
+
+    Raises:
+        BackupError: there is no such file.
+    """
+    if given == "latest":
+        if found := _of_database(folder, database):
+            return found[0]
+        raise BackupError(f"there is no backup of the database {database} in {folder}")
+    for path in (Path(given), folder / given):
+        if path.is_file():
+            # Any file of pg_dump's custom format will do, whatever it is called.
+            moment = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+            return Backup.parse(path) or Backup(
+                path=path, database=database, revision="", taken_at=moment, kind=BackupKind.FULL
+            )
+    raise BackupError(f"there is no backup {given}; `make backups` lists those in {folder}")
+
+
+def check_readable(pg_restore: str, file: Path, url: DatabaseURL) -> None:
+    """Read a dump's table of contents, then all of it.
+
+    Raises:
+        ClientProgramError: it is not whole; the message is pg_restore's.
+    """
+    run_client([pg_restore, "--list", str(file)], url)
+    run_client([pg_restore, f"--file={os.devnull}", str(file)], url)
+
+
+def format_size(size: int) -> str:
+    """Return a number of bytes for people: `1.5 MB`."""
+    amount = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:  # noqa: PLR2004
+            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def server_major(connection: Connection) -> int:
+    """Return the major version of the server."""
+    version = connection.dialect.server_version_info or (0,)
+    return int(version[0])
+
+
+@contextmanager
+def _failures_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except ClientProgramError as error:
+        reason = str(error)
+    except OSError as error:
+        reason = f"{error.filename or folder}: {error.strerror}"
+    else:
+        return
+    raise BackupError(f"no backup could be made, and nothing was changed: {reason}")
+
+
+def _of_database(folder: Path, database: str) -> list[Backup]:
+    return [backup for backup in list_backups(folder) if backup.database == database]
+
+
+def _current_revisions(connection: Connection) -> list[str]:
+    if connection.scalar(text("SELECT to_regclass('alembic_version') IS NULL")):
+        return []
+    return list(connection.scalars(text("SELECT version_num FROM alembic_version")))
+
+
+def _stem(database: str, revisions: Iterable[str]) -> str:
+    # No underscore in a revision: the one before it ends the database's name.
+    escaped = [quote(revision, safe="").replace("_", "%5F") for revision in sorted(revisions)]
+    return f"{quote(database, safe='')}_{'+'.join(escaped) or 'base'}"
+
+
+@contextmanager
+def _reserved(folder: Path, stem: str, suffix: str) -> Iterator[tuple[int, Path, Path]]:
+    """Make an empty file under a temporary name; yield its descriptor, its path and the final one.
+
+    It is locked for as long as this process, or the pg_dump that inherits the descriptor, lives.
+    """
+    for left in folder.glob(f".*{_UNFINISHED}"):
+        _remove_if_abandoned(left)
+    while True:
+        path = folder / f"{stem}_{datetime.now(UTC).strftime(_TIME)}{suffix}"
+        file = folder / f".{path.name}{_UNFINISHED}"
+        with suppress(FileExistsError):
+            descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+            if not path.exists():
+                break
+            os.close(descriptor)
+            file.unlink()
+        time.sleep(_TICK)  # another backup has the name of this second
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor, file, path
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _remove_if_abandoned(file: Path) -> None:
+    """Delete what a backup that was killed left; its pg_dump may still be writing."""
+    with suppress(OSError), file.open("rb") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.unlink()
+
+
+def _flush(folder: Path) -> None:
+    """Make the new name in `folder` survive a crash of the machine."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,35 @@
+"""Asks for the database's name before its data are lost."""
+
+import sys
+
+from core.migrations.errors import MigrationError
+
+
+class NotConfirmedError(MigrationError):
+    """Nobody confirmed; nothing was changed."""
+
+
+def confirm(database: str, danger: str, given: str, *, how: str) -> None:
+    """Have somebody give the name of the database; return if it is the right one.
+
+    Args:
+        database: the name.
+        danger: a sentence on what is about to happen, without a full stop.
+        given: the name, where it was given beforehand; else a terminal is asked for it.
+        how: how to give it where there is no terminal.
+
+    Raises:
+        NotConfirmedError: another name, or none.
+    """
+    if not given:
+        if not sys.stdin.isatty():
+            raise NotConfirmedError(f"{danger}. To confirm, give its name: {how}")
+        print(f"{danger}.")
+        try:
+            given = input("Type its name to go on: ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+    if given != database:
+        raise NotConfirmedError(
+            f"{given!r} is not the name of the database ({database}); nothing was changed"
+        )

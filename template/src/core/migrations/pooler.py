@@ -1,0 +1,70 @@
+"""Recognises a pooler in transaction mode, through which no migration can be trusted.
+
+There, each transaction may run on another connection of the server: a session's advisory lock
+belongs to whoever comes next, and so does what SET changed.
+https://www.pgbouncer.org/features.html
+"""
+
+import asyncio
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.pool import NullPool
+
+from core.database import DatabaseUnavailableError, create_engine
+from core.database_url import DatabaseURL
+from core.migrations.errors import MigrationError
+
+ROUNDS = 3
+"""Looks at the pids; a pooler that deals out its connections in turn shows it in one or two."""
+PATIENCE = 3.0
+"""Seconds for a second connection: a pooler in session mode may have none left."""
+
+_PID = text("SELECT pg_backend_pid()")
+
+
+class PoolerError(MigrationError):
+    """The address leads through a pooler that does not keep a session on one connection."""
+
+
+async def refuse_transaction_pooler(url: DatabaseURL) -> None:
+    """Check that a session at `url` is a session.
+
+    Raises:
+        PoolerError: it is not, or it goes through a pooler that can't be told from one of those.
+        DatabaseUnavailableError: no connection could be made.
+    """
+    engine = create_engine(url, poolclass=NullPool, named_statements=False)
+    async with engine.connect() as ours:
+        pid = await _pid(ours)
+        driver = (await ours.get_raw_connection()).driver_connection
+        # A pooler makes up the pid that it gives at the start, as it is only used to cancel.
+        pooled = driver is None or driver.get_server_pid() != pid
+        try:
+            async with asyncio.timeout(PATIENCE), engine.connect() as other:
+                for _ in range(ROUNDS if pooled else 1):
+                    # `other` keeps its transaction, and with it its server connection.
+                    others = await other.scalar(_PID)
+                    if others == pid or await _pid(ours) != pid:
+                        raise PoolerError(_message(url, "in transaction mode"))
+                    await other.rollback()
+        except (DatabaseUnavailableError, DBAPIError, TimeoutError):
+            # A server that has no second connection left is no pooler.
+            if pooled:
+                raise PoolerError(_message(url, "of an unknown mode")) from None
+
+
+async def _pid(connection: AsyncConnection) -> int | None:
+    """Return the pid of the server process that ran a transaction of `connection`."""
+    pid: int | None = await connection.scalar(_PID)
+    await connection.rollback()
+    return pid
+
+
+def _message(url: DatabaseURL, mode: str) -> str:
+    return (
+        f"{url} leads through a pooler {mode}, where a lock and a timeout would be another "
+        "session's. Nothing was changed. Set MIGRATION_DATABASE_URL to an address of the server "
+        "itself, past the pooler; migrations alone use it."
+    )

@@ -1,0 +1,155 @@
+"""psql, pg_dump and pg_restore: the installed ones, and which of them fits a server."""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from core.database_url import DatabaseURL
+from core.embedded_postgres import EmbeddedPostgresError, binaries
+
+# Where packages put them beside PATH: Debian and Ubuntu, Red Hat, Homebrew.
+_FOLDERS = (
+    "/usr/lib/postgresql/*/bin",
+    "/usr/pgsql-*/bin",
+    "/opt/homebrew/opt/postgresql@*/bin",
+    "/opt/homebrew/opt/libpq/bin",
+    "/usr/local/opt/postgresql@*/bin",
+    "/usr/local/opt/libpq/bin",
+)
+PROGRESS_INTERVAL = 5.0
+"""Seconds between two words on a program that takes long."""
+
+
+class ClientProgramError(Exception):
+    """A program of PostgreSQL's client is missing, or too old. The message says what to do."""
+
+
+def find_client(program: str, url: DatabaseURL, *, server_major: int | None = None) -> str:
+    """Return the path of `program` (psql, pg_dump, pg_restore) for the server of `url`.
+
+    Args:
+        program: its name.
+        url: a URL that wants TLS rules the programs of the wheel out: they have none.
+        server_major: the server's major version: the program of that version is taken, or else
+            the next newer one, as pg_dump refuses a server newer than itself. By default the
+            newest is taken.
+
+    Raises:
+        ClientProgramError: there is none, or only older ones.
+    """
+    if server_major is None:
+        return max(_installed(program, url, server_major), key=_major)
+    return find_clients(program, url, server_major=server_major)[0]
+
+
+def find_clients(program: str, url: DatabaseURL, *, server_major: int) -> list[str]:
+    """Return the paths of `program`, of the server's major version and newer, oldest first.
+
+    Raises:
+        ClientProgramError: there is none, or only older ones.
+    """
+    versions = {path: _major(path) for path in _installed(program, url, server_major)}
+    fitting = [path for path, version in versions.items() if version >= server_major]
+    if not fitting:
+        raise ClientProgramError(
+            f"{program} {max(versions.values())} is older than the server, which is PostgreSQL "
+            f"{server_major}, and can't be used with it; install PostgreSQL {server_major}'s "
+            f"client programs (Debian: postgresql-client-{server_major}, Homebrew: libpq)"
+        )
+    return sorted(fitting, key=lambda path: versions[path])
+
+
+def libpq_environment(url: DatabaseURL, **variables: str) -> dict[str, str]:
+    """Return the environment of a program that gets `url.without_password` as an argument."""
+    environment = {**os.environ, **variables}
+    if url.password is not None:
+        environment["PGPASSWORD"] = url.password
+    return environment
+
+
+def run_client(
+    command: Sequence[str],
+    url: DatabaseURL,
+    *,
+    script: str | None = None,
+    pass_fds: Sequence[int] = (),
+    progress: Callable[[float], None] = lambda _seconds: None,
+) -> str:
+    """Run a client program to its end; return what it said on standard error.
+
+    Args:
+        command: the program and its arguments, without the password.
+        url: whose password goes into the environment.
+        script: what it reads on standard input.
+        pass_fds: file descriptors that it inherits.
+        progress: called every few seconds with the seconds since the start; what it raises ends
+            the program.
+
+    Raises:
+        ClientProgramError: it failed; the message is its own.
+    """
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said:
+        given.write((script or "").encode())
+        given.seek(0)
+        process = subprocess.Popen(
+            command,
+            env=libpq_environment(url),
+            stdin=given,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            pass_fds=pass_fds,
+        )
+        started = time.monotonic()
+        try:
+            while True:
+                try:
+                    process.wait(timeout=PROGRESS_INTERVAL)
+                    break
+                except subprocess.TimeoutExpired:
+                    progress(time.monotonic() - started)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        said.seek(0)
+        message = said.read().decode(errors="replace").strip()
+    name = Path(command[0]).name
+    if process.returncode < 0:
+        raise ClientProgramError(f"{name} was ended by signal {-process.returncode}")
+    if process.returncode > 0:
+        raise ClientProgramError(message or f"{name} ended with {process.returncode}")
+    return message
+
+
+def _installed(program: str, url: DatabaseURL, server_major: int | None) -> list[str]:
+    """Return the paths that there are: that of PATH first, that of the wheel last."""
+    found = [shutil.which(program)]
+    for pattern in _FOLDERS:
+        found += map(str, sorted(Path("/").glob(f"{pattern[1:]}/{program}"), reverse=True))
+    if not url.wants_tls:
+        with suppress(EmbeddedPostgresError):
+            found.append(shutil.which(binaries() / program))
+    installed = list(dict.fromkeys(filter(None, found)))
+    if not installed:
+        version = f"-{server_major}" if server_major else ""
+        raise ClientProgramError(
+            f"there is no {program} here{' that speaks TLS' if url.wants_tls else ''}; install "
+            f"PostgreSQL's client programs (Debian: postgresql-client{version}, Homebrew: libpq)"
+        )
+    return installed
+
+
+def _major(path: str) -> int:
+    """Return a program's major version; 0 of one that does not run."""
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    except OSError:
+        return 0
+    match = re.search(r"\(PostgreSQL\) (\d+)", done.stdout)
+    return int(match[1]) if match else 0

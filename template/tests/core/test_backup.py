@@ -1,0 +1,400 @@
+"""Backups before revisions run, and the way back."""
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.rows import TupleRow
+from tests.support import Project
+
+from core import postgres_client
+from core.config import get_settings
+from core.database_url import DatabaseURL
+from core.migrations import __main__ as migrations
+from core.migrations.lock import lock_key
+from core.postgres_client import ClientProgramError, find_client
+
+NAME = re.compile(r"(?P<database>.+)_(?P<revision>\w+)_\d{8}T\d{6}Z(\.schema)?\.dump")
+AWKWARD = """
+    CREATE TYPE mood AS ENUM ('it''s fine', 'so-so; really', '"quoted"');
+    CREATE TABLE "odd ""t"" x" (
+        id int GENERATED ALWAYS AS IDENTITY (START 41) PRIMARY KEY,
+        "a ; b" text, mood mood, big text, raw bytea, doc jsonb, tags text[]
+    );
+    INSERT INTO "odd ""t"" x" ("a ; b", mood, big, raw, doc, tags)
+    SELECT CASE WHEN i % 3 > 0 THEN E'it''s "x"\\t\\\\ \\n; -- é' || i END,
+           (enum_range(NULL::mood))[1 + i % 3], repeat(md5(i::text), 20 * i),
+           decode(md5(i::text), 'hex'), jsonb_build_object('k', i, 'n', NULL),
+           ARRAY['a,b', NULL, '{}']
+    FROM generate_series(1, 60) i;
+    CREATE SEQUENCE odd START 7 INCREMENT -3 MINVALUE -1000 MAXVALUE 100;
+    SELECT nextval('odd'), nextval('odd');
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the backups of the test go."""
+    folder = tmp_path / "backups"
+    monkeypatch.setenv("MIGRATION_BACKUP_FOLDER", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _clean_up(project: Project) -> Iterator[None]:
+    """Skip where no pg_dump fits the server, and drop the databases that a test restored."""
+    version = project.connection.info.server_version // 10000
+    project.connection.rollback()
+    try:
+        find_client("pg_dump", get_settings().url, server_major=version)
+    except ClientProgramError as error:
+        pytest.skip(str(error))
+    yield
+    for name in databases(project):
+        if name != get_settings().url.database:
+            run_elsewhere(project, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def in_prod(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENVIRONMENT", "prod")
+    get_settings.cache_clear()
+
+
+def elsewhere(project: Project, database: str = "postgres") -> "psycopg.Connection[TupleRow]":
+    url = get_settings().url.with_database(database)
+    return psycopg.connect(url.libpq, autocommit=True)
+
+
+def run_elsewhere(project: Project, statement: str) -> list[TupleRow]:
+    with elsewhere(project) as connection:
+        cursor = connection.execute(statement.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+def databases(project: Project) -> list[str]:
+    """Return the test's database, and what was made of it."""
+    query = "SELECT datname FROM pg_database WHERE NOT datistemplate ORDER BY datname"
+    ours = get_settings().url.database
+    rows = run_elsewhere(project, query)
+    return [name for (name,) in rows if name == ours or name.startswith(f"{ours}_")]
+
+
+def content(url: DatabaseURL) -> dict[str, Any]:
+    """Return the schema's objects, every row of every table, and where sequences stand."""
+    with psycopg.connect(url.libpq) as connection:
+        relations = connection.execute(
+            "SELECT c.oid::regclass::text, c.relkind = 'S' FROM pg_class c WHERE c.relnamespace = "
+            "'public'::regnamespace AND c.relkind IN ('r', 'S') ORDER BY 1"
+        ).fetchall()
+        return {
+            name: connection.execute(
+                f"SELECT {'last_value' if sequence else 't::text'} FROM {name} t ORDER BY 1".encode()  # noqa: S608
+            ).fetchall()
+            for name, sequence in relations
+        }
+
+
+def test_in_prod_everything_is_backed_up_before_revisions_run(
+    project: Project, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.write("a1", None, "op.execute('INSERT INTO t_a1 VALUES (1)')")
+    project.run("upgrade", "head")
+    assert not folder.exists(), "in test nothing is backed up"
+    in_prod(monkeypatch)
+    project.write("b2", "a1", "op.execute('DELETE FROM t_a1')")
+    project.run("upgrade", "head")
+    [file] = folder.iterdir()
+    match = NAME.fullmatch(file.name)
+    assert match is not None
+    assert match["database"] == get_settings().url.database
+    assert match["revision"] == "a1"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert recorded(project) == [("a1", None), ("b2", file.name)]
+    project.run("upgrade", "head")
+    project.run("stamp", "a1")
+    assert list(folder.iterdir()) == [file], "nothing was pending"
+    assert migrations.main(["restore", "latest"]) == 0
+    [_, restored] = databases(project)
+    rows = content(get_settings().url.with_database(restored))
+    assert rows["t_a1"] == [("(1)",)]
+    assert "t_b2" not in rows
+
+
+def recorded(project: Project) -> list[TupleRow]:
+    with project.connection.transaction():
+        query = "SELECT revision, backup FROM alembic_version_history ORDER BY id"
+        return project.connection.execute(query).fetchall()
+
+
+def test_of_the_schema_alone_there_are_no_rows(project: Project, folder: Path) -> None:
+    project.write("a1", None, "op.execute('INSERT INTO t_a1 VALUES (1)')")
+    project.run("upgrade", "head")
+    project.write("b2", "a1")
+    project.run("upgrade", "head", backup="schema")
+    assert migrations.main(["restore", "latest", "--into", f"{databases(project)[0]}_new"]) == 0
+    [_, restored] = databases(project)
+    assert content(get_settings().url.with_database(restored))["t_a1"] == []
+
+
+def test_a_schema_alone_does_not_take_the_place_of_data(
+    project: Project, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert migrations.main(["backup", "--kind", "schema"]) == 0
+    name = get_settings().url.database
+    assert migrations.main(["restore", "latest", "--confirm", name]) == 1
+    assert "holds the schema alone" in capsys.readouterr().err
+    assert databases(project) == [name]
+
+
+def fake_pg_dump(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Put a program in pg_dump's place; `$file` is where it writes to."""
+    program = folder / "pg_dump"
+    find = 'for a in "$@"; do case "$a" in --file=*) file="${a#--file=}";; esac; done'
+    program.write_text(f"#!/bin/sh\n{find}\n{script}\n")
+    program.chmod(0o755)
+
+    def find_fake(name: str, url: DatabaseURL, *, server_major: int | None = None) -> str:
+        if name == "pg_dump":
+            return str(program)
+        return find_client(name, url, server_major=server_major)
+
+    monkeypatch.setattr("core.migrations.backup.find_client", find_fake)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ("echo half >$file; echo 'No space left on device' >&2; exit 1", "No space left on device"),
+        ("echo half >$file; kill -9 $$", "pg_dump was ended by signal 9"),
+        ("echo half >$file", "does not appear to be a valid archive"),
+    ],
+)
+def test_where_the_backup_fails_nothing_is_migrated(
+    project: Project, folder: Path, monkeypatch: pytest.MonkeyPatch, failure: tuple[str, str]
+) -> None:
+    script, expected = failure
+    fake_pg_dump(folder.parent, monkeypatch, script)
+    project.write("a1")
+    message = project.refused("upgrade", "head", backup="full")
+    assert expected in message
+    assert "nothing was changed" in message
+    assert content(get_settings().url) == {}
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_that_can_t_be_made_is_named(
+    project: Project, folder: Path, tmp_path: Path
+) -> None:
+    folder.write_text("a file")
+    project.write("a1")
+    message = project.refused("upgrade", "head", backup="full")
+    assert f"{folder}: File exists" in message
+    assert content(get_settings().url) == {}
+
+
+def test_the_password_is_in_the_environment_and_in_no_argument(
+    project: Project, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "s3cret @/"  # noqa: S105
+    fake_pg_dump(tmp_path, monkeypatch, f'echo "$@" "$PGPASSWORD" >{tmp_path}/seen; exit 1')
+    url = get_settings().url
+    monkeypatch.setenv("DATABASE_URL", replace(url, password=secret).libpq)
+    get_settings.cache_clear()
+    assert migrations.main(["backup"]) == 1
+    arguments, password = (tmp_path / "seen").read_text().strip().rsplit(f"/{url.database}", 1)
+    assert password.endswith(secret)
+    assert "s3cret" not in arguments
+
+
+def test_the_newest_stay(project: Project, folder: Path) -> None:
+    folder.mkdir()
+    name = get_settings().url.database
+    old = [folder / f"{name}_a1_202001{day}T000000Z.dump" for day in ("01", "02", "03")]
+    others = folder / "other_a1_20200101T000000Z.dump"
+    for file in (*old, others, folder / "notes.txt"):
+        file.touch()
+    project.write("a1")
+    project.run("upgrade", "head", backup="full", backup_keep="2")
+    names = {file.name for file in folder.iterdir()}
+    assert {others.name, "notes.txt", old[2].name} < names
+    assert len(names) == 4
+
+
+def test_what_a_killed_backup_left_is_removed(project: Project, folder: Path) -> None:
+    folder.mkdir()
+    (folder / ".shop_a1_20200101T000000Z.dump.partial").touch()
+    assert migrations.main(["backup"]) == 0
+    [file] = folder.iterdir()
+    assert NAME.fullmatch(file.name)
+
+
+def test_two_backups_in_one_second_have_two_names(project: Project, folder: Path) -> None:
+    assert migrations.main(["backup"]) == 0
+    assert migrations.main(["backup"]) == 0
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_an_older_client_is_named_as_the_cause(
+    project: Project, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_client, "_major", lambda _path: 9)
+    project.write("a1")
+    message = project.refused("upgrade", "head", backup="full")
+    major = project.connection.info.server_version // 10000
+    assert f"pg_dump 9 is older than the server, which is PostgreSQL {major}" in message
+    assert f"postgresql-client-{major}" in message
+    assert project.tables() == set()
+
+
+def test_without_client_programs_the_message_says_what_to_install(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda _program: None)
+    monkeypatch.setattr(postgres_client, "_FOLDERS", ())
+    assert migrations.main(["backup"]) == 1
+    assert "there is no pg_dump here; install" in capsys.readouterr().err
+
+
+def test_the_list_says_what_is_whole(
+    project: Project, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert migrations.main(["backups"]) == 0
+    assert "There are no backups" in capsys.readouterr().out
+    project.connection.execute(AWKWARD.encode())
+    project.connection.commit()
+    assert migrations.main(["backup"]) == 0
+    assert migrations.main(["backups"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert re.search(r"  base  full +[\d.]+ kB  .*\.dump  verified$", line)
+    [file] = folder.iterdir()
+    os.truncate(file, file.stat().st_size - 500)
+    assert migrations.main(["backups"]) == 1
+    assert "BROKEN (pg_restore: error: could not read from input file" in capsys.readouterr().out
+    assert migrations.main(["restore", str(file)]) == 1
+    assert "was not restored" in capsys.readouterr().err
+    assert databases(project) == [get_settings().url.database]
+
+
+def test_a_restored_database_equals_the_one_backed_up(
+    project: Project, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = get_settings().url
+    project.connection.execute(AWKWARD.encode())
+    project.connection.commit()
+    run_elsewhere(project, f"ALTER DATABASE \"{url.database}\" SET work_mem = '7MB'")
+    run_elsewhere(project, f"COMMENT ON DATABASE \"{url.database}\" IS 'x\nALTER DATABASE y'")
+    assert migrations.main(["backup"]) == 0
+    assert migrations.main(["restore", "latest"]) == 0
+    [_, restored] = databases(project)
+    assert f"The backup is restored in the database {restored}." in capsys.readouterr().out
+    assert content(url.with_database(restored)) == content(url)
+    with elsewhere(project, restored) as connection:
+        assert connection.execute("SHOW work_mem").fetchone() == ("7MB",)
+        comment = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s"
+        assert connection.execute(comment, [restored]).fetchone() == ("x\nALTER DATABASE y",)
+    assert migrations.main(["restore", "latest"]) == 1
+    assert f"there is a database {restored} already" in capsys.readouterr().err
+
+
+def test_over_the_present_database_only_with_its_name_and_the_old_one_stays(
+    project: Project, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = get_settings().url
+    project.write("a1", None, "op.execute('INSERT INTO t_a1 VALUES (1)')")
+    project.run("upgrade", "head")
+    assert migrations.main(["backup"]) == 0
+    before = content(url)
+    with project.connection.transaction():
+        project.connection.execute("INSERT INTO t_a1 VALUES (2)")
+    assert migrations.main(["restore", "latest", "--confirm", "another"]) == 1
+    assert "'another' is not the name of the database" in capsys.readouterr().err
+    assert content(url) != before
+    # project.connection is open: a service that was not stopped.
+    assert migrations.main(["restore", "latest", "--confirm", url.database]) == 0
+    assert content(url) == before
+    [_, kept] = databases(project)
+    assert kept.startswith(f"{url.database}_before_restore_")
+    assert content(url.with_database(kept))["t_a1"] == [("(1)",), ("(2)",)]
+
+
+def test_nothing_is_put_in_the_place_of_a_database_that_is_being_migrated(
+    project: Project, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = get_settings().url
+    assert migrations.main(["backup"]) == 0
+    with elsewhere(project, url.database) as connection:
+        connection.execute(
+            f"SELECT pg_advisory_lock({lock_key(url.database, 'alembic_version')})".encode()
+        )
+        assert migrations.main(["restore", "latest", "--confirm", url.database]) == 1
+    assert f"is migrating the database {url.database}" in capsys.readouterr().err
+    assert databases(project) == [url.database]
+
+
+def test_roles_that_the_server_does_not_have_are_left_out(
+    project: Project, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    role = f"owner_of_{os.getpid()}"
+    run_elsewhere(project, f"CREATE ROLE {role}")
+    project.connection.execute(f"CREATE TABLE t (id int); ALTER TABLE t OWNER TO {role}".encode())
+    project.connection.execute(b"INSERT INTO t VALUES (7)")
+    project.connection.commit()
+    assert migrations.main(["backup"]) == 0
+    project.connection.execute("DROP TABLE t")
+    project.connection.commit()
+    run_elsewhere(project, f"DROP ROLE {role}")
+    assert migrations.main(["restore", "latest"]) == 0
+    assert f"there is no role {role} on this server" in caplog.text
+    [_, restored] = databases(project)
+    assert content(get_settings().url.with_database(restored)) == {"t": [("(7)",)]}
+
+
+def test_a_backup_that_does_not_exist_is_named(
+    project: Project, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert migrations.main(["restore", "latest"]) == 1
+    assert f"there is no backup of the database {get_settings().url.database}" in (
+        capsys.readouterr().err
+    )
+    assert migrations.main(["restore", "x.dump"]) == 1
+    assert "there is no backup x.dump; `make backups` lists" in capsys.readouterr().err
+
+
+def test_in_prod_a_downgrade_wants_the_database_s_name(
+    project: Project, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    in_prod(monkeypatch)
+    name = get_settings().url.database
+    message = project.refused("downgrade", "base")
+    assert f"this reverts a1 in the database {name}" in message
+    assert message.endswith(f"To confirm, give its name: CONFIRM={name}")
+    monkeypatch.setenv("CONFIRM", "another")
+    assert "'another' is not the name of the database" in project.refused("downgrade", "-1")
+    assert project.tables() == {"t_a1"}
+    assert not folder.exists()
+    monkeypatch.setenv("CONFIRM", name)
+    project.run("downgrade", "-1")
+    assert project.tables() == set()
+    assert len(list(folder.iterdir())) == 1, "what a downgrade loses is backed up"
+
+
+def test_in_prod_a_terminal_is_asked(
+    project: Project, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    in_prod(monkeypatch)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    answers = iter(["no", get_settings().url.database])
+    monkeypatch.setattr("builtins.input", lambda _prompt: next(answers))
+    assert "'no' is not the name of the database" in project.refused("downgrade", "base")
+    project.run("downgrade", "base")
+    assert project.tables() == set()
