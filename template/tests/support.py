@@ -8,6 +8,7 @@ import httpx
 import psycopg
 import pytest
 from alembic import command
+from alembic.config import Config
 from alembic.util import CommandError
 from fastapi import FastAPI
 from psycopg.rows import TupleRow
@@ -95,11 +96,14 @@ class Project:
         )
         (self.folder / f"{revision}.py").write_text(text, encoding="utf-8")
 
-    def run(self, name: str, *arguments: str, **attributes: object) -> None:
+    def config(self, **attributes: object) -> Config:
         config = make_config(**attributes)
         config.set_main_option("path_separator", "newline")
         config.set_main_option("version_locations", str(self.folder))
-        getattr(command, name)(config, *arguments)
+        return config
+
+    def run(self, name: str, *arguments: str, **attributes: object) -> None:
+        getattr(command, name)(self.config(**attributes), *arguments)
 
     def refused(self, name: str, *arguments: str, **attributes: object) -> str:
         with pytest.raises(CommandError) as error:

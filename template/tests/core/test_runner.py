@@ -200,6 +200,59 @@ def test_an_invalid_index_of_an_earlier_try_is_dropped_and_never_stamped(
     assert one(project, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'uq_b2'::regclass")
 
 
+IS_VALID = "SELECT bool_and(indisvalid) FROM pg_index WHERE indexrelid = to_regclass('uq_b2')"
+
+
+def test_an_index_whose_building_met_a_lock_timeout_is_built_anew(
+    project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    project.write("b2", "a1", BUILD(UNIQUE("IF NOT EXISTS")), table=False)
+    with another_session("INSERT INTO t_a1 VALUES (1)", seconds=1.0):
+        project.run("upgrade", "head", lock_timeout="300ms")
+    assert "trying again" in caplog.text
+    assert "dropping the invalid index uq_b2" in caplog.text
+    assert one(project, IS_VALID) is True
+
+
+def test_an_index_whose_building_ran_out_of_time_is_built_anew(project: Project) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    project.write("b2", "a1", BUILD(UNIQUE("IF NOT EXISTS")), table=False)
+    with another_session("INSERT INTO t_a1 VALUES (1)"):
+        message = project.refused("upgrade", "head", statement_timeout="300ms", lock_timeout="off")
+    assert "canceling statement due to statement timeout" in message
+    assert one(project, IS_VALID) is False
+    assert one(project, "SELECT version_num FROM alembic_version") == "a1"
+    project.run("upgrade", "head")
+    assert one(project, IS_VALID) is True
+
+
+def test_the_lock_is_held_through_an_autocommit_block(
+    project: Project, capfd: pytest.CaptureFixture[str]
+) -> None:
+    held = f"print(op.get_bind().exec_driver_sql({HELD!r}).scalar())"
+    project.write("a1", None, BUILD("SELECT 1") + f"; {held}\n    {held}")
+    project.write("b2", "a1", held)
+    project.run("upgrade", "head")
+    assert capfd.readouterr().out.split() == ["1", "1", "1"]
+    assert one(project, HELD) == 0
+
+
+def test_timeouts_outlive_the_rollback_of_a_try(
+    project: Project, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fails = (
+        "print('lock_timeout', op.get_bind().exec_driver_sql('SHOW lock_timeout').scalar())\n"
+        "    tries.append(1)\n    if len(tries) == 1: op.execute("
+        "\"DO $$ BEGIN RAISE 'held' USING ERRCODE = '55P03'; END $$\")"
+    )
+    project.write("a1", None, fails, module="tries: list[int] = []")
+    project.run("upgrade", "head", lock_timeout="1234ms")
+    assert capfd.readouterr().out.splitlines() == ["lock_timeout 1234ms"] * 2
+
+
 def test_another_invalid_index_is_reported_and_left(
     project: Project, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,7 +10,7 @@ from alembic.operations.ops import MigrationScript
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, MetaData, text
 
-from core.migrations import record
+from core.migrations import batches, record
 from core.models import import_models
 
 logger = logging.getLogger("alembic.autogenerate")
@@ -113,7 +113,7 @@ class _Comparison:
         """Return whether what the database has under `name` is compared with the models."""
         if kind == "schema":
             return name is None or name in self.schemas
-        if kind == "table" and name == record.TABLE:
+        if kind == "table" and name in {record.TABLE, batches.TABLE}:
             return False
         if kind != "table" or parents["schema_qualified_table_name"] in self.metadata.tables:
             return True
