@@ -159,3 +159,20 @@ def test_models_are_found_without_a_list(apps_folder: Path) -> None:
         path.write_text("", encoding="utf-8")
     names = [module.__name__ for module in apps.import_app_modules("models")]
     assert names == ["apps.found_one.models", "apps.found_two.models", "apps.found_two.models.deep"]
+
+
+def test_a_lost_connection_is_said_with_what_stays(project: Project) -> None:
+    project.write("a1")
+    ended = "op.execute('SELECT pg_terminate_backend(pg_backend_pid())')"
+    project.write("b2", "a1", ended)
+    message = project.refused("upgrade", "head")
+    assert "b2.py:" in message
+    assert "the connection was lost: revisions that had ended are applied" in message
+    assert project.tables() == {"t_a1"}
+
+
+def test_a_statement_that_runs_too_long_is_said_with_what_to_do(project: Project) -> None:
+    project.write("a1", None, "op.execute('SELECT pg_sleep(5)')")
+    message = project.refused("upgrade", "head", statement_timeout="100ms")
+    assert "canceling statement due to statement timeout" in message
+    assert "statement_timeout: raise it in the revision" in message

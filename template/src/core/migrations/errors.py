@@ -64,6 +64,24 @@ _ADVICE = {
     ),
 }
 
+# What PostgreSQL says, and what to do about it.
+_SQLSTATE_ADVICE = {
+    "25006": "the database is read-only: a replica, or set so; migrate the primary",
+    "42501": (
+        "this user may not do that; grant it the right, or give the address of a user who may in "
+        "MIGRATION_DATABASE_URL"
+    ),
+    "53100": "the server's disk is full",
+    "57014": (
+        "the statement ran for longer than statement_timeout: raise it in the revision "
+        '(statement_timeout = "10min" at the top of its file)'
+    ),
+}
+_CONNECTION_LOST = (
+    "the connection was lost: revisions that had ended are applied, the one that ran is not (but "
+    "for what it ran in an autocommit block); run this again"
+)
+
 
 @contextmanager
 def readable_errors(*, command_line: bool = False) -> Iterator[None]:
@@ -134,6 +152,11 @@ def describe_error(error: BaseException) -> str:
             lines.append(f"  detail: {detail}")
         if error.statement:
             lines.append(f"  statement: {' '.join(error.statement.split())}")
+        advice = _SQLSTATE_ADVICE.get(getattr(error.orig, "sqlstate", None) or "")
+        if error.connection_invalidated:
+            advice = _CONNECTION_LOST
+        if advice:
+            lines.append(f"  {advice}")
         return "\n".join(lines)
     name = type(error).__name__
     return f"{name}: {error}" if str(error) else name

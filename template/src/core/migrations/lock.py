@@ -96,7 +96,8 @@ def migration_lock(connection: Connection, *, version_table: str, wait: int) -> 
     try:
         yield
     finally:
-        # A session that is gone has given the lock back already.
-        with suppress(DBAPIError):
-            connection.execute(_UNLOCK, parameters)
-            finish()
+        # A session that is gone has given the lock back already, and SQLAlchemy would connect anew.
+        if not connection.invalidated:
+            with suppress(DBAPIError):
+                connection.execute(_UNLOCK, parameters)
+                finish()

@@ -1,0 +1,1 @@
+"""Drills: what migrations promise in production, done to a real server and counted."""

@@ -1,0 +1,154 @@
+"""Runners at once, runners that are killed, a server that goes away."""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+
+from core.database_url import DatabaseURL
+from drills.world import TIMEOUT, Revision, Scale, Scripts, Server, configured, require
+
+REVISIONS = 20
+PAUSE = 'op.execute("SELECT pg_sleep(0.02)")'
+INVALID = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
+
+
+def make_revisions(count: int) -> list[Revision]:
+    """Return revisions of several statements each; every fifth builds an index concurrently."""
+    revisions = []
+    for number in range(1, count + 1):
+        table = f"t{number - (number - 1) % 5}"
+        kinds = {
+            1: f'op.execute("CREATE TABLE {table} (id int PRIMARY KEY, name text)")\n{PAUSE}\n'
+            f"op.execute(\"CREATE TYPE mood{number} AS ENUM ('a', 'b')\")",
+            2: f'op.execute("ALTER TABLE {table} ADD COLUMN c{number} int")\n{PAUSE}\n'
+            f'op.execute("CREATE VIEW v{number} AS SELECT id FROM {table}")',
+            3: f"op.execute(\"INSERT INTO {table} SELECT i, 'x' FROM generate_series(1, 2000) i\")\n"
+            f'{PAUSE}\nop.execute("ALTER TABLE {table} ADD CHECK (id > 0)")',
+            4: "with op.get_context().autocommit_block():\n"
+            f'    op.execute("CREATE INDEX CONCURRENTLY IF NOT EXISTS ix{number} ON {table} (name)")',
+            0: f'op.execute("ALTER TABLE {table} RENAME COLUMN name TO label")\n{PAUSE}\n'
+            f'op.execute("CREATE INDEX ON {table} (label, id)")',
+        }
+        parent = f"r{number - 1:02}" if number > 1 else None
+        revisions.append(Revision(id=f"r{number:02}", parent=parent, upgrade=kinds[number % 5]))
+    return revisions
+
+
+def runners(server: Server, folder: Path, scale: Scale) -> str:
+    """Start runners at the same time; each revision is to be applied once."""
+    rounds, count = scale.of(20, 2), 8
+    revisions = make_revisions(5)
+    scripts = Scripts(folder, revisions)
+    for _ in range(rounds):
+        url = server.new_database()
+        started = [scripts.begin(url, "upgrade", "head") for _ in range(count)]
+        for runner in started:
+            _, said = runner.communicate(timeout=TIMEOUT)
+            require(runner.returncode == 0, f"a runner ended with {runner.returncode}:\n{said}")
+        applied = server.rows(url, "SELECT revision FROM alembic_version_history ORDER BY id")
+        require(applied == [(item.id,) for item in revisions], f"applied: {applied}")
+        require(server.rows(url, INVALID) == [(0,)], "an invalid index was left")
+    return (
+        f"{count} at once, {rounds} rounds of {len(revisions)} revisions: each applied once, "
+        f"{rounds * count} runners exited 0, no invalid index"
+    )
+
+
+class _Upgrades:
+    """Upgrades that something happens to, and what the schema has to be after it."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self.server = server
+        revisions = make_revisions(REVISIONS)
+        self.scripts = Scripts(folder, revisions)
+        self.head = revisions[-1].id
+        self.expected = {"base": server.dump(url := server.new_database())}
+        with configured(url):
+            config = Config(toml_file=folder / "pyproject.toml")
+            started = time.monotonic()
+            for revision in revisions:
+                command.upgrade(config, revision.id)
+                self.expected[revision.id] = server.dump(url)
+        require(len(set(self.expected.values())) == REVISIONS + 1, "revisions that do nothing")
+        # Without the dumps it takes less; what matters is that the moments are spread.
+        self.seconds = (time.monotonic() - started) / 2
+
+    def disturb(self, disturbance: Callable[[object], None]) -> str:
+        """Disturb an upgrade at a random moment; check the schema, and that the next run finishes.
+
+        Returns the revision where it stopped.
+        """
+        url = self.server.new_database()
+        runner = self.scripts.begin(url, "upgrade", "head")
+        began = threading.Event()
+        said: list[str] = []
+
+        def read() -> None:
+            for line in runner.stderr or ():
+                said.append(line)
+                if "Will assume" in line:
+                    began.set()
+            began.set()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        began.wait(TIMEOUT)
+        time.sleep(random.uniform(0, self.seconds))  # noqa: S311
+        disturbance(runner)
+        runner.wait(TIMEOUT)
+        reader.join()
+        text = "".join(said)
+        require("Traceback" not in text, f"a traceback:\n{text}")
+        self.server.wait_for_runners(url)
+        revision = self.server.revision(url)
+        require(
+            self.server.dump(url) == self.expected[revision],
+            f"{url.database} says {revision}, and has another schema",
+        )
+        self.scripts.upgrade(url)
+        self._check_head(url)
+        return revision
+
+    def _check_head(self, url: DatabaseURL) -> None:
+        require(self.server.revision(url) == self.head, "the next run did not get to head")
+        require(self.server.dump(url) == self.expected[self.head], "head has another schema")
+        require(self.server.rows(url, INVALID) == [(0,)], "an invalid index was left")
+
+
+def kills(server: Server, folder: Path, scale: Scale) -> str:
+    """Kill runners at random moments."""
+    count = scale.of(50, 4)
+    upgrades = _Upgrades(server, folder)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        stopped = list(pool.map(lambda _: upgrades.disturb(lambda r: r.kill()), range(count)))  # type: ignore[attr-defined]
+    return (
+        f"{count} SIGKILLs in upgrades of {REVISIONS} revisions, which stopped at "
+        f"{len(set(stopped))} different ones: always exactly one revision's schema, and the next "
+        "run finished"
+    )
+
+
+def restarts(server: Server, folder: Path, scale: Scale) -> str:
+    """Restart the server in the middle of upgrades: orderly, and as a crash would."""
+    count = scale.of(10, 2)
+    upgrades = _Upgrades(server, folder)
+    stopped = []
+    for number in range(count):
+        end = server.crash if number % 2 else server.stop
+
+        def restart(_runner: object, end: Callable[[], None] = end) -> None:
+            end()
+            server.start()
+
+        stopped.append(upgrades.disturb(restart))
+    return (
+        f"{count} restarts of the server, half of them crashes, in upgrades of {REVISIONS} "
+        f"revisions, which stopped at {len(set(stopped))} different ones: always exactly one "
+        "revision's schema, and the next run finished"
+    )

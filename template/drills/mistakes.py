@@ -1,0 +1,104 @@
+"""What people get wrong: each gets a clear message, and the database stays as it was."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.database_url import DatabaseURL
+from drills.world import TIMEOUT, Revision, Scale, Scripts, Server, require
+
+READER = "drill_reader"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """A mistake, and what the message has to say."""
+
+    name: str
+    message: str
+    revisions: tuple[Revision, ...] = ()
+    prepare: Callable[[Server, DatabaseURL], DatabaseURL] = lambda _server, url: url
+
+
+def _create(name: str, parent: str | None = "r01") -> Revision:
+    return Revision(id=name, parent=parent, upgrade=f'op.execute("CREATE TABLE {name} (id int)")')
+
+
+def _unknown_revision(server: Server, url: DatabaseURL) -> DatabaseURL:
+    server.run(url, "UPDATE alembic_version SET version_num = 'feedbeef'")
+    return url
+
+
+def _read_only(server: Server, url: DatabaseURL) -> DatabaseURL:
+    server.run(url, f"ALTER DATABASE {url.database} SET default_transaction_read_only = on")
+    return url
+
+
+def _without_rights(server: Server, url: DatabaseURL) -> DatabaseURL:
+    server.run(url, f"CREATE ROLE {READER} LOGIN")
+    server.run(url, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {READER}")
+    return DatabaseURL(
+        user=READER, password=None, hosts=url.hosts, database=url.database, query=url.query
+    )
+
+
+MISTAKES = (
+    Mistake(
+        name="a wrong down_revision",
+        message="which does not exist: look for it as down_revision",
+        revisions=(_create("r02", "nowhere"),),
+    ),
+    Mistake(
+        name="two heads",
+        message="the code has two heads",
+        revisions=(_create("r02"), _create("r03")),
+    ),
+    Mistake(
+        name="an unknown revision in the database",
+        message="there is no revision 'feedbeef' in this code",
+        revisions=(_create("r02"),),
+        prepare=_unknown_revision,
+    ),
+    Mistake(
+        name="a revision that raises in the middle",
+        message="r02.py:9, in upgrade: RuntimeError: halfway",
+        revisions=(
+            Revision(
+                id="r02",
+                parent="r01",
+                upgrade='op.execute("CREATE TABLE r02 (id int)")\n\nraise RuntimeError("halfway")',
+            ),
+        ),
+    ),
+    Mistake(
+        name="a read-only server",
+        message="the database is read-only",
+        revisions=(_create("r02"),),
+        prepare=_read_only,
+    ),
+    Mistake(
+        name="a user without rights",
+        message="this user may not do that; grant it the right",
+        revisions=(_create("r02"),),
+        prepare=_without_rights,
+    ),
+)
+
+
+def mistakes(server: Server, folder: Path, _scale: Scale) -> str:
+    """Make each mistake in a database that is at its first revision."""
+    first = _create("r01", None)
+    for number, mistake in enumerate(MISTAKES):
+        url = server.new_database()
+        Scripts(folder / f"{number}-before", [first]).upgrade(url)
+        server.run(url, "INSERT INTO r01 VALUES (1)")
+        scripts = Scripts(folder / str(number), [first, *mistake.revisions])
+        used = mistake.prepare(server, url)
+        before = server.dump(url, data=True)
+        runner = scripts.begin(used, "upgrade", "head")
+        _, said = runner.communicate(timeout=TIMEOUT)
+        require(runner.returncode == 1, f"{mistake.name}: exit code {runner.returncode}\n{said}")
+        require(mistake.message in said, f"{mistake.name}: the message is\n{said}")
+        require("Traceback" not in said, f"{mistake.name}: a traceback\n{said}")
+        require(server.dump(url, data=True) == before, f"{mistake.name}: the database changed")
+    return f"{len(MISTAKES)} mistakes: a clear message each, and an unchanged database"
