@@ -207,6 +207,74 @@ def test_pg_dump_reads_the_same_url(render: Render, strict_server: tuple[int, Pa
     assert "PostgreSQL database dump complete" in done.stdout
 
 
+def test_backups_over_tls_take_programs_that_speak_it(
+    render: Render, strict_server: tuple[int, Path, Path]
+) -> None:
+    port, _, _ = strict_server
+    project = render()
+    project.environment |= {
+        "DATABASE_URL": f"postgresql://app:{QUOTED}@127.0.0.1:{port}/app?sslmode=require",
+        "MIGRATION_BACKUP": "full",
+    }
+    done = project.alembic("upgrade", "head")
+    assert "p@ss" not in done.stdout + done.stderr
+    [backup] = (project.path / "backups").iterdir()
+    assert backup.name.startswith("app_base_")
+    assert project.make("backups").stdout.strip().endswith(f"{backup.name}  verified")
+
+
+def test_an_owner_who_may_make_databases_restores_one(
+    render: Render, strict_server: tuple[int, Path, Path]
+) -> None:
+    port, _, sockets = strict_server
+    project = render()
+    project.environment["DATABASE_URL"] = (
+        f"postgresql://app:{QUOTED}@/app?host={sockets}&port={port}"
+    )
+    project.make("backup")
+    done = project.make("restore", "BACKUP=latest", expect=2)
+    assert "permission denied to create database" in done.stderr
+    assert "The database app is as it was, and no other one was left." in done.stderr
+    with psycopg.connect(
+        f"host={sockets} port={port} user=postgres dbname=postgres", autocommit=True
+    ) as connection:
+        connection.execute("ALTER ROLE app CREATEDB")
+        name = project.make("restore", "BACKUP=latest", "DATABASE=new").stdout
+        assert name == "The backup is restored in the database new.\n"
+        connection.execute("DROP DATABASE new")
+        connection.execute("ALTER ROLE app NOCREATEDB")
+
+
+def test_newer_client_programs_restore_on_an_older_server(
+    render: Render, strict_server: tuple[int, Path, Path]
+) -> None:
+    """Only the wheel's programs are there, and the server is older than they are."""
+    port, _, sockets = strict_server
+    project = render()
+    url = f"postgresql://postgres@/app?host={sockets}&port={port}"
+    wheel_alone = (
+        "import sys; sys.path.insert(0, 'src'); import core.postgres_client as client; "
+        "client._FOLDERS = (); from core.migrations.__main__ import main; "
+        "sys.exit(main(['backup']) or main(['restore', 'latest', '--into', 'older']))"
+    )
+    python = Path(project.environment["UV_PROJECT_ENVIRONMENT"]) / "bin" / "python"
+    environment = {"PATH": str(python.parent), "DATABASE_URL": url}
+    project.run(str(python), "-c", wheel_alone, env=environment)
+    broken = "import pathlib; p = max(pathlib.Path('backups').iterdir()); "
+    broken += "p.write_bytes(p.read_bytes()[:-20])"
+    project.python(broken)
+    again = wheel_alone.replace("main(['backup']) or ", "").replace("older", "another")
+    done = project.run(str(python), "-c", again, env=environment, expect=1)
+    assert "was not restored" in done.stderr
+    with psycopg.connect(
+        f"host={sockets} port={port} user=postgres dbname=postgres", autocommit=True
+    ) as connection:
+        names = {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
+        assert "older" in names
+        assert "another" not in names
+        connection.execute("DROP DATABASE older")
+
+
 def test_a_wrong_password_is_said_without_it_and_without_a_traceback(
     render: Render, strict_server: tuple[int, Path, Path]
 ) -> None:

@@ -44,7 +44,7 @@ def find_client(program: str, url: DatabaseURL, *, server_major: int | None = No
         ClientProgramError: there is none, or only older ones.
     """
     if server_major is None:
-        return max(_installed(program, url, server_major), key=_major)
+        return max(_installed(program, url, server_major), key=major_version)
     return find_clients(program, url, server_major=server_major)[0]
 
 
@@ -54,7 +54,7 @@ def find_clients(program: str, url: DatabaseURL, *, server_major: int) -> list[s
     Raises:
         ClientProgramError: there is none, or only older ones.
     """
-    versions = {path: _major(path) for path in _installed(program, url, server_major)}
+    versions = {path: major_version(path) for path in _installed(program, url, server_major)}
     fitting = [path for path, version in versions.items() if version >= server_major]
     if not fitting:
         raise ClientProgramError(
@@ -99,7 +99,7 @@ def run_client(
         given.seek(0)
         process = subprocess.Popen(
             command,
-            env=libpq_environment(url),
+            env=libpq_environment(url, LC_ALL="C"),  # messages that can be recognised
             stdin=given,
             stdout=subprocess.DEVNULL,
             stderr=said,
@@ -145,7 +145,7 @@ def _installed(program: str, url: DatabaseURL, server_major: int | None) -> list
     return installed
 
 
-def _major(path: str) -> int:
+def major_version(path: str) -> int:
     """Return a program's major version; 0 of one that does not run."""
     try:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)

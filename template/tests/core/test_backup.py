@@ -243,7 +243,7 @@ def test_two_backups_in_one_second_have_two_names(project: Project, folder: Path
 def test_an_older_client_is_named_as_the_cause(
     project: Project, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_client, "_major", lambda _path: 9)
+    monkeypatch.setattr(postgres_client, "major_version", lambda _path: 9)
     project.write("a1")
     message = project.refused("upgrade", "head", backup="full")
     major = project.connection.info.server_version // 10000

@@ -205,6 +205,8 @@ def _failures_named(folder: Path) -> Iterator[None]:
         yield
     except ClientProgramError as error:
         reason = str(error)
+        if "LOCK TABLE" in reason and "timeout" in reason:
+            reason += "\n  a table was locked by another session for longer than lock_wait"
     except OSError as error:
         reason = f"{error.filename or folder}: {error.strerror}"
     else:

@@ -25,7 +25,13 @@ from core.migrations.backup import Backup, format_size, server_major
 from core.migrations.config import BackupKind
 from core.migrations.errors import MigrationError, describe_error
 from core.migrations.lock import lock_holder
-from core.postgres_client import ClientProgramError, find_client, find_clients, run_client
+from core.postgres_client import (
+    ClientProgramError,
+    find_client,
+    find_clients,
+    major_version,
+    run_client,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +109,8 @@ async def restore(
             await server.exec_driver_sql(f"DROP DATABASE IF EXISTS {_quote(target)} WITH (FORCE)")
             if isinstance(error, ClientProgramError):
                 raise RestoreError(
-                    f"{backup.path.name} was not restored, and {target} is dropped again; "
-                    f"the present database is as it was: {error}"
+                    f"{backup.path.name} was not restored: {error}\n"
+                    f"The database {url.database} is as it was, and no other one was left."
                 ) from error
             raise
         return await _swap(server, url.database, target) if replace else target
@@ -117,6 +123,7 @@ class _Restoration:
         self.url = url
         self.file = str(backup.path)
         self.target = target
+        self.server_major = server_major
         self.program = self._that_reads_it(server_major)
         beside = Path(self.program).with_name("psql")
         self.psql = str(beside) if beside.exists() else find_client("psql", url)
@@ -148,19 +155,25 @@ class _Restoration:
 
     def _run(self, *, owners: bool) -> None:
         self._create(owners=owners)
-        run_client(
-            [
-                self.program,
-                "--exit-on-error",
-                "--no-password",
-                f"--jobs={JOBS}",
-                f"--dbname={self.url.with_database(self.target).without_password}",
-                *([] if owners else ["--no-owner", "--no-privileges"]),
-                self.file,
-            ],
-            self.url,
-            progress=lambda seconds: logger.info("restoring: after %.0f s", seconds),
-        )
+        # A newer pg_restore sets what an older server does not know (transaction_timeout): such
+        # errors, and no others, are passed over.
+        newer = major_version(self.program) > self.server_major
+        command = [
+            self.program,
+            "--no-password",
+            *([] if newer else ["--exit-on-error"]),
+            f"--jobs={JOBS}",
+            f"--dbname={self.url.with_database(self.target).without_password}",
+            *([] if owners else ["--no-owner", "--no-privileges"]),
+            self.file,
+        ]
+        try:
+            run_client(command, self.url, progress=_say_how_long)
+        except ClientProgramError as error:
+            errors = [line for line in str(error).splitlines() if "pg_restore: error: " in line]
+            real = [line for line in errors if "unrecognized configuration parameter" not in line]
+            if not (newer and errors) or real:
+                raise ClientProgramError("\n".join(real[:3]) or str(error)) from None
 
     def _create(self, *, owners: bool) -> None:
         """Make the database with the dump's encoding, locale, settings, comment and privileges."""
@@ -188,7 +201,9 @@ class _Restoration:
             script = self._output(
                 "--create", f"--use-list={chosen.name}", "--file=-", *options, self.file
             )
-        lines = [line for line in script.splitlines() if not line.startswith("\\connect")]
+        # No connecting to it, and nothing that an older server does not know.
+        unwanted = ("\\connect", "SET transaction_timeout")
+        lines = [line for line in script.splitlines() if not line.startswith(unwanted)]
         name = _quote(self.target)
 
         def renamed(match: re.Match[str]) -> str:
@@ -219,6 +234,10 @@ class _Restoration:
     @property
     def _server(self) -> DatabaseURL:
         return self.url.with_database(MAINTENANCE_DATABASE)
+
+
+def _say_how_long(seconds: float) -> None:
+    logger.info("restoring: after %.0f s", seconds)
 
 
 async def _swap(server: AsyncConnection, present: str, restored: str) -> str:
