@@ -101,6 +101,8 @@ def test_migrations_refuse_transaction_mode_and_take_the_direct_address(
         assert "through a pooler in transaction mode" in done.stderr
         assert "Set MIGRATION_DATABASE_URL" in done.stderr
         assert "Traceback" not in done.stderr
+    done = project.make("backup", expect=2)
+    assert "through a pooler in transaction mode" in done.stderr
     assert tables(database) == set()
     leaked = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
     assert database.execute(leaked).fetchone() == (0,)

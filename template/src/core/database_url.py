@@ -33,7 +33,6 @@ _LIBPQ_ONLY = frozenset(
 _LIBPQ = _LIBPQ_ONLY | {
     "application_name",
     "connect_timeout",
-    "dbname",
     "gssdelegation",
     "gsslib",
     "host",
@@ -101,6 +100,10 @@ class DatabaseURL:
         if "/" in parts.path[1:] or "@" in parts.path:
             raise ValueError("has a / or @ in the database's name; in a password, write %2F, %40")
         parameters = dict(query)
+        if "dbname" in parameters:
+            raise ValueError(
+                "has a parameter dbname; the database stands in the path: .../database"
+            )
         mode = parameters.get("sslmode", parameters.get("ssl", SSL_MODES[0]))
         if mode not in SSL_MODES:
             raise ValueError(f"has an unknown sslmode; expected one of {', '.join(SSL_MODES)}")

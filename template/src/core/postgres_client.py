@@ -30,12 +30,12 @@ class ClientProgramError(Exception):
     """A program of PostgreSQL's client is missing, or too old. The message says what to do."""
 
 
-def find_client(program: str, url: DatabaseURL, *, server_major: int | None = None) -> str:
+def find_client(program: str, url: DatabaseURL | None, *, server_major: int | None = None) -> str:
     """Return the path of `program` (psql, pg_dump, pg_restore) for the server of `url`.
 
     Args:
         program: its name.
-        url: a URL that wants TLS rules the programs of the wheel out: they have none.
+        url: None where no server is asked. One that wants TLS rules the wheel's programs out.
         server_major: the server's major version: the program of that version is taken, or else
             the next newer one, as pg_dump refuses a server newer than itself. By default the
             newest is taken.
@@ -44,17 +44,18 @@ def find_client(program: str, url: DatabaseURL, *, server_major: int | None = No
         ClientProgramError: there is none, or only older ones.
     """
     if server_major is None:
-        return max(_installed(program, url, server_major), key=major_version)
+        versions = _installed(program, url, server_major)
+        return max(versions, key=lambda path: versions[path])
     return find_clients(program, url, server_major=server_major)[0]
 
 
-def find_clients(program: str, url: DatabaseURL, *, server_major: int) -> list[str]:
+def find_clients(program: str, url: DatabaseURL | None, *, server_major: int) -> list[str]:
     """Return the paths of `program`, of the server's major version and newer, oldest first.
 
     Raises:
         ClientProgramError: there is none, or only older ones.
     """
-    versions = {path: major_version(path) for path in _installed(program, url, server_major)}
+    versions = _installed(program, url, server_major)
     fitting = [path for path, version in versions.items() if version >= server_major]
     if not fitting:
         raise ClientProgramError(
@@ -65,19 +66,19 @@ def find_clients(program: str, url: DatabaseURL, *, server_major: int) -> list[s
     return sorted(fitting, key=lambda path: versions[path])
 
 
-def libpq_environment(url: DatabaseURL, **variables: str) -> dict[str, str]:
+def libpq_environment(url: DatabaseURL | None, **variables: str) -> dict[str, str]:
     """Return the environment of a program that gets `url.without_password` as an argument."""
     environment = {**os.environ, **variables}
-    if url.password is not None:
+    if url is not None and url.password is not None:
         environment["PGPASSWORD"] = url.password
     return environment
 
 
 def run_client(
     command: Sequence[str],
-    url: DatabaseURL,
+    url: DatabaseURL | None,
     *,
-    script: str | None = None,
+    script: bytes = b"",
     pass_fds: Sequence[int] = (),
     progress: Callable[[float], None] = lambda _seconds: None,
 ) -> str:
@@ -85,7 +86,7 @@ def run_client(
 
     Args:
         command: the program and its arguments, without the password.
-        url: whose password goes into the environment.
+        url: whose password goes into the environment; None where no server is asked.
         script: what it reads on standard input.
         pass_fds: file descriptors that it inherits.
         progress: called every few seconds with the seconds since the start; what it raises ends
@@ -95,7 +96,7 @@ def run_client(
         ClientProgramError: it failed; the message is its own.
     """
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said:
-        given.write((script or "").encode())
+        given.write(script)
         given.seek(0)
         process = subprocess.Popen(
             command,
@@ -127,22 +128,25 @@ def run_client(
     return message
 
 
-def _installed(program: str, url: DatabaseURL, server_major: int | None) -> list[str]:
-    """Return the paths that there are: that of PATH first, that of the wheel last."""
+def _installed(program: str, url: DatabaseURL | None, server_major: int | None) -> dict[str, int]:
+    """Return path and major version of what there is: on PATH first, in the wheel last."""
+    with_tls = url is not None and url.wants_tls
     found = [shutil.which(program)]
     for pattern in _FOLDERS:
         found += map(str, sorted(Path("/").glob(f"{pattern[1:]}/{program}"), reverse=True))
-    if not url.wants_tls:
+    if not with_tls:
         with suppress(EmbeddedPostgresError):
             found.append(shutil.which(binaries() / program))
-    installed = list(dict.fromkeys(filter(None, found)))
-    if not installed:
+    versions = {path: major_version(path) for path in dict.fromkeys(filter(None, found))}
+    # Debian's wrapper is there without a program to run, too.
+    working = {path: version for path, version in versions.items() if version}
+    if not working:
         version = f"-{server_major}" if server_major else ""
         raise ClientProgramError(
-            f"there is no {program} here{' that speaks TLS' if url.wants_tls else ''}; install "
+            f"there is no {program} here{' that speaks TLS' if with_tls else ''}; install "
             f"PostgreSQL's client programs (Debian: postgresql-client{version}, Homebrew: libpq)"
         )
-    return installed
+    return working
 
 
 def major_version(path: str) -> int:

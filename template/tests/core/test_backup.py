@@ -68,7 +68,7 @@ def in_prod(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def elsewhere(project: Project, database: str = "postgres") -> "psycopg.Connection[TupleRow]":
     url = get_settings().url.with_database(database)
-    return psycopg.connect(url.libpq, autocommit=True)
+    return psycopg.connect(url.libpq, autocommit=True, client_encoding="utf8")
 
 
 def run_elsewhere(project: Project, statement: str) -> list[TupleRow]:
@@ -148,6 +148,9 @@ def test_a_schema_alone_does_not_take_the_place_of_data(
     assert migrations.main(["backup", "--kind", "schema"]) == 0
     name = get_settings().url.database
     assert migrations.main(["restore", "latest", "--confirm", name]) == 1
+    assert "there is no full backup of the database" in capsys.readouterr().err
+    [file] = folder.iterdir()
+    assert migrations.main(["restore", str(file), "--confirm", name]) == 1
     assert "holds the schema alone" in capsys.readouterr().err
     assert databases(project) == [name]
 
@@ -224,6 +227,18 @@ def test_the_newest_stay(project: Project, folder: Path) -> None:
     names = {file.name for file in folder.iterdir()}
     assert {others.name, "notes.txt", old[2].name} < names
     assert len(names) == 4
+
+
+def test_schemas_do_not_push_full_backups_out(project: Project, folder: Path) -> None:
+    project.write("a1")
+    for kind in ("full", "schema", "schema"):
+        project.run("stamp", "base")
+        project.run("upgrade", "head", backup=kind, backup_keep="1")
+        with project.connection.transaction():
+            project.connection.execute("DROP TABLE t_a1")
+    suffixes = sorted("".join(file.suffixes[-2:]) for file in folder.iterdir())
+    assert len(suffixes) == 2
+    assert [suffix.endswith(".schema.dump") for suffix in suffixes].count(True) == 1
 
 
 def test_what_a_killed_backup_left_is_removed(project: Project, folder: Path) -> None:
@@ -343,16 +358,67 @@ def test_roles_that_the_server_does_not_have_are_left_out(
     role = f"owner_of_{os.getpid()}"
     run_elsewhere(project, f"CREATE ROLE {role}")
     project.connection.execute(f"CREATE TABLE t (id int); ALTER TABLE t OWNER TO {role}".encode())
-    project.connection.execute(b"INSERT INTO t VALUES (7)")
+    project.connection.execute("INSERT INTO t VALUES (7)")
+    run_elsewhere(project, f"ALTER DATABASE \"{get_settings().url.database}\" SET work_mem = '7MB'")
     project.connection.commit()
     assert migrations.main(["backup"]) == 0
     project.connection.execute("DROP TABLE t")
     project.connection.commit()
     run_elsewhere(project, f"DROP ROLE {role}")
     assert migrations.main(["restore", "latest"]) == 0
-    assert f"there is no role {role} on this server" in caplog.text
+    assert "trying without owners and privileges" in caplog.text
+    assert f'role "{role}" does not exist' in caplog.text
     [_, restored] = databases(project)
     assert content(get_settings().url.with_database(restored)) == {"t": [("(7)",)]}
+
+
+def test_settings_of_roles_in_a_database_stay_with_each_database(
+    project: Project, folder: Path
+) -> None:
+    role, name = f"role_of_{os.getpid()}", get_settings().url.database
+    in_database = f'ALTER ROLE {role} IN DATABASE "{name}" SET search_path ='
+    run_elsewhere(project, f"CREATE ROLE {role}")
+    try:
+        run_elsewhere(project, f"{in_database} 'backed_up'")
+        assert migrations.main(["backup"]) == 0
+        run_elsewhere(project, f"{in_database} 'changed'")
+        assert migrations.main(["restore", "latest"]) == 0
+        query = (
+            "SELECT d.datname, s.setconfig[1] FROM pg_db_role_setting s JOIN pg_database d"
+            f" ON d.oid = s.setdatabase WHERE s.setrole = '{role}'::regrole ORDER BY 1"
+        )
+        settings = run_elsewhere(project, query)
+        [_, restored] = databases(project)
+        assert settings == [(name, "search_path=changed"), (restored, "search_path=backed_up")]
+        run_elsewhere(project, f'DROP DATABASE "{restored}"')
+    finally:
+        run_elsewhere(project, f'ALTER ROLE {role} IN DATABASE "{name}" RESET ALL')
+        run_elsewhere(project, f"DROP ROLE {role}")
+
+
+def test_other_encodings_and_names_come_back(
+    project: Project, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{get_settings().url.database}_caf\u00e9"
+    major = project.connection.info.server_version // 10000
+    provider = "LOCALE_PROVIDER libc" if major > 14 else ""
+    run_elsewhere(
+        project,
+        f"CREATE DATABASE \"{name}\" TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C' {provider}",
+    )
+    run_elsewhere(project, f"COMMENT ON DATABASE \"{name}\" IS 'kept'")
+    with elsewhere(project, name) as connection:
+        connection.execute("CREATE TABLE \"\u00e9\" AS SELECT '\u00fc\u00df'::text AS t".encode())
+    url = get_settings().url.with_database(name)
+    monkeypatch.setenv("DATABASE_URL", url.libpq)
+    get_settings.cache_clear()
+    assert migrations.main(["backup"]) == 0
+    assert migrations.main(["restore", "latest", "--into", f"{name}_new"]) == 0
+    with elsewhere(project, f"{name}_new") as connection:
+        assert connection.execute("SHOW server_encoding").fetchone() == ("LATIN1",)
+        assert connection.execute('SELECT * FROM "\u00e9"').fetchall() == [("\u00fc\u00df",)]
+    comment = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = "
+    assert run_elsewhere(project, f"{comment}'{name}_new'") == [("kept",)]
 
 
 def test_a_backup_that_does_not_exist_is_named(

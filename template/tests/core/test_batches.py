@@ -1,9 +1,14 @@
 """Backfills in batches."""
 
+import asyncio
+
 import pytest
 from alembic import command
+from sqlalchemy.pool import NullPool
 from tests.support import Project
 
+from core.config import get_settings
+from core.database import create_engine
 from core.migrations import batches
 
 ROWS = """
@@ -33,6 +38,7 @@ def query(project: Project, statement: str) -> list[tuple[object, ...]]:
         ("text", "md5(i::text)"),
         ("timestamptz", "'2026-01-01'::timestamptz + i * interval '1 microsecond'"),
         ("numeric", "i / 7.0"),
+        ("bytea", "decode(md5(i::text), 'hex')"),
     ],
 )
 def test_each_row_is_changed_once(
@@ -71,6 +77,36 @@ def test_what_was_interrupted_goes_on_after_the_last_batch(
     project.run("upgrade", "head")
     assert "going on after 50" in caplog.text
     assert query(project, "SELECT done, count(*) FROM big GROUP BY 1") == [(1, 95)]
+
+
+def test_after_a_downgrade_it_begins_anew(project: Project) -> None:
+    project.write("a1", None, ROWS.format(type="int", value="i").strip())
+    failing = "UPDATE big SET done = 1 / (id - 55) WHERE id BETWEEN :first AND :last"
+    project.write("b2", "a1", backfill(failing, size=10), module=IMPORT, table=False)
+    assert "division by zero" in project.refused("upgrade", "head")
+    project.run("downgrade", "base")
+    with project.connection.transaction():
+        project.connection.execute("DROP TABLE big")
+    project.run("upgrade", "a1")
+    with project.connection.transaction():
+        project.connection.execute("DELETE FROM big WHERE id = 55; UPDATE big SET done = 7")
+    project.run("upgrade", "head")
+    assert query(project, "SELECT count(*) FROM big WHERE done = 7") == [(0,)]
+
+
+def test_a_caller_s_transaction_is_not_committed(project: Project) -> None:
+    project.write("a1", None, ROWS.format(type="int", value="i").strip())
+    project.run("upgrade", "head")
+    project.write("b2", "a1", backfill(), module=IMPORT)
+
+    async def upgrade() -> str:
+        engine = create_engine(get_settings().url, poolclass=NullPool)
+        async with engine.begin() as connection:
+            return await connection.run_sync(
+                lambda sync: project.refused("upgrade", "head", connection=sync)
+            )
+
+    assert "this connection is in a transaction of its caller's" in asyncio.run(upgrade())
 
 
 def test_autogenerate_does_not_see_where_it_stands(project: Project) -> None:

@@ -22,6 +22,18 @@ def test_every_spelling_becomes_one(text: str, libpq: str) -> None:
     assert DatabaseURL.parse(text).libpq == libpq
 
 
+def test_settings_of_the_session_reach_libpq_as_options() -> None:
+    url = DatabaseURL.parse("postgresql://db/app?search_path=a b&options=-c x=1&sslmode=require")
+    assert url.libpq == (
+        "postgresql://db/app?sslmode=require&options=-c%20x%3D1%20-c%20search_path%3Da%5C%20b"
+    )
+
+
+def test_a_second_database_s_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="has a parameter dbname"):
+        DatabaseURL.parse("postgresql://db/app?dbname=another")
+
+
 @pytest.mark.parametrize("password", ["p@ss", "a:b/c?d#e", "100%", "ünïcode", "p%40", " "])
 def test_a_password_arrives_as_it_is(password: str) -> None:
     quoted = "".join(f"%{byte:02X}" for byte in password.encode())

@@ -87,6 +87,24 @@ def test_who_waited_goes_on_when_the_other_has_ended(project: Project) -> None:
     assert one(project, HELD) == 0
 
 
+def test_nothing_is_reverted_but_what_was_there_before_the_wait(project: Project) -> None:
+    project.write("a1")
+    project.write("b2", "a1")
+    project.run("upgrade", "head")
+    with another_session(take_lock(project), seconds=1.0):
+
+        def revert_meanwhile() -> None:
+            with psycopg.connect(get_settings().url.libpq) as connection:
+                connection.execute("UPDATE alembic_version SET version_num = 'a1'")
+
+        timer = threading.Timer(0.7, revert_meanwhile)
+        timer.start()
+        message = project.refused("downgrade", "-1")
+        timer.join()
+    assert "other revisions would be reverted now. Nothing was changed" in message
+    assert project.tables() == {"t_a1", "t_b2"}
+
+
 @pytest.mark.parametrize("concurrently", [False, True])
 def test_of_runners_at_once_one_applies_and_all_succeed(
     project: Project, *, concurrently: bool

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from alembic import command
 from alembic.util import CommandError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from core.config import SettingsError, get_settings
@@ -30,7 +31,8 @@ from core.migrations.config import (
     make_config,
 )
 from core.migrations.confirm import NotConfirmedError, confirm
-from core.migrations.errors import MigrationError
+from core.migrations.errors import MigrationError, describe_error
+from core.migrations.pooler import refuse_transaction_pooler
 from core.migrations.restore import RestoreError, restore
 from core.migrations.state import Revisions, SchemaReader, SchemaState, State
 from core.postgres_client import ClientProgramError, find_client
@@ -55,18 +57,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     backup.set_defaults(run=lambda given: _backup(BackupKind(given.kind)))
     backups = commands.add_parser("backups", help="list the backups, and read each to its end")
     backups.set_defaults(run=lambda _: _backups())
-    restore = commands.add_parser("restore", help="restore a backup into a new database")
-    restore.add_argument("backup", help="a file, a name that `backups` lists, or `latest`")
-    restore.add_argument("--into", default="", help="the new database's name")
-    restore.add_argument(
+    restoring = commands.add_parser("restore", help="restore a backup into a new database")
+    restoring.add_argument("backup", help="a file, a name that `backups` lists, or `latest`")
+    restoring.add_argument("--into", default="", help="the new database's name")
+    restoring.add_argument(
         "--confirm", default="", help="the present database's name: put the backup in its place"
     )
-    restore.set_defaults(run=_restore)
+    restoring.set_defaults(run=_restore)
     given = parser.parse_args(arguments)
     try:
         load_alembic_config()  # a wrong option is said by every command
         configure_logging(get_settings())
         code: int = given.run(given)
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+    except DBAPIError as error:
+        print(describe_error(error), file=sys.stderr)
+        return 1
     except (
         AlembicConfigError,
         ClientProgramError,
@@ -154,7 +162,8 @@ def _backup(kind: BackupKind) -> int:
     options = load_alembic_config().safety
 
     async def take() -> Backup:
-        engine = create_engine(url, poolclass=NullPool, named_statements=False)
+        await refuse_transaction_pooler(url)
+        engine = create_engine(url, poolclass=NullPool)
         async with engine.connect() as connection:
             return await connection.run_sync(take_backup, url, options, kind)
 
@@ -168,12 +177,11 @@ def _backups() -> int:
     if not backups:
         print(f"There are no backups in {folder}.")
         return 0
-    url = get_settings().migration_url
-    pg_restore = find_client("pg_restore", url)
+    pg_restore = find_client("pg_restore", None)
     broken = 0
     for backup in backups:
         try:
-            check_readable(pg_restore, backup.path, url)
+            check_readable(pg_restore, backup.path)
             verdict = "verified"
         except ClientProgramError as error:
             broken += 1
@@ -199,8 +207,14 @@ def _restore(given: argparse.Namespace) -> int:
             "give one of them"
         )
     folder = backup_folder(load_alembic_config().safety)
-    backup = find_backup(folder, given.backup, url.database)
-    name = asyncio.run(restore(url, backup, into=given.into or None, replace=bool(given.confirm)))
+    replace = bool(given.confirm)
+    backup = find_backup(folder, given.backup, url.database, full=replace)
+
+    async def run() -> str:
+        await refuse_transaction_pooler(url)
+        return await restore(url, backup, into=given.into or None, replace=replace)
+
+    name = asyncio.run(run())
     print(f"The backup is restored in the database {name}.")
     return 0
 

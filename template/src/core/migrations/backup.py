@@ -8,13 +8,13 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from sqlalchemy import Connection, text
 
@@ -33,6 +33,8 @@ _NAME = re.compile(
     r"(?P<database>.+)_(?P<revision>[^_]+)_(?P<time>\d{8}T\d{6}Z)(?P<schema>\.schema)?\.dump"
 )
 _UNFINISHED = ".partial"
+_LONGEST_HEADS = 60
+"""Characters of the revisions in a name: file systems take 255 bytes."""
 
 
 class BackupError(MigrationError):
@@ -54,13 +56,16 @@ class Backup:
     def parse(cls, path: Path) -> Self | None:
         """Return what the name of `path` says; None where it is not a backup's."""
         match = _NAME.fullmatch(path.name)
-        if match is None:
+        try:
+            taken_at = datetime.strptime(match["time"] if match else "", _TIME).replace(tzinfo=UTC)
+        except ValueError:
             return None
+        assert match is not None  # noqa: S101 - an empty text is no time
         return cls(
             path=path,
             database=unquote(match["database"]),
             revision=unquote(match["revision"]),
-            taken_at=datetime.strptime(match["time"], _TIME).replace(tzinfo=UTC),
+            taken_at=taken_at,
             kind=BackupKind.SCHEMA if match["schema"] else BackupKind.FULL,
         )
 
@@ -101,34 +106,38 @@ def take_backup(
     suffix = ".schema.dump" if kind is BackupKind.SCHEMA else ".dump"
     started = time.monotonic()
     with _failures_named(folder):
-        dump = find_client("pg_dump", url, server_major=major)
-        restore = find_client("pg_restore", url, server_major=major)
+        pg_dump = find_client("pg_dump", url, server_major=major)
+        pg_restore = find_client("pg_restore", url, server_major=major)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _reserved(folder, _stem(url.database, revisions), suffix) as (descriptor, file, path):
-            logger.info("backing up the database %s (%s)", url.database, kind)
-            command = [
-                dump,
-                "--format=custom",
-                "--no-password",
-                f"--lock-wait-timeout={options.lock_wait}",
-                f"--file={file}",
-                f"--dbname={url.without_password}",
-                *(["--schema-only"] if kind is BackupKind.SCHEMA else []),
-            ]
 
             def progress(seconds: float) -> None:
                 written = format_size(file.stat().st_size)
                 logger.info("backing up: %s after %.0f s", written, seconds)
-                connection.exec_driver_sql("SELECT 1")
-                connection.rollback()
+                _keep_alive(connection)
 
+            logger.info("backing up the database %s (%s)", url.database, kind)
+            command = [
+                pg_dump,
+                "--format=custom",
+                "--no-password",
+                # 0 would be without end, as lock_timeout has it; here it is not to wait.
+                f"--lock-wait-timeout={max(options.lock_wait, 1)}",
+                f"--file={file}",
+                f"--dbname={url.without_password}",
+                *(["--schema-only"] if kind is BackupKind.SCHEMA else []),
+            ]
             # With the descriptor pg_dump keeps the file's lock, should this process be killed.
             if said := run_client(command, url, pass_fds=[descriptor], progress=progress):
                 logger.warning("%s", said)
             os.fsync(descriptor)
-            check_readable(restore, file, url)
+            check_readable(pg_restore, file, progress)
             file.rename(path)
-            _flush(folder)
+            try:
+                _flush(folder)
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
     logger.info(
         "backup %s: %s in %.1f s",
         path,
@@ -137,7 +146,8 @@ def take_backup(
     )
     taken = Backup.parse(path)
     assert taken is not None  # noqa: S101 - the name was made by this module
-    for old in _of_database(folder, url.database)[options.backup_keep :]:
+    alike = [item for item in _of_database(folder, url.database) if item.kind is kind]
+    for old in [item for item in alike if item != taken][options.backup_keep - 1 :]:
         old.path.unlink(missing_ok=True)
     return taken
 
@@ -148,21 +158,24 @@ def list_backups(folder: Path) -> list[Backup]:
     return sorted(found, key=lambda backup: (backup.taken_at, backup.path.name), reverse=True)
 
 
-def find_backup(folder: Path, given: str, database: str) -> Backup:
+def find_backup(folder: Path, given: str, database: str, *, full: bool) -> Backup:
     """Return the backup that `given` means.
 
     Args:
         folder: where the backups are.
         given: a file, the name of one in `folder`, or `latest`.
         database: whose latest.
+        full: whether the latest has to hold the rows, too.
 
     Raises:
         BackupError: there is no such file.
     """
     if given == "latest":
-        if found := _of_database(folder, database):
-            return found[0]
-        raise BackupError(f"there is no backup of the database {database} in {folder}")
+        for backup in _of_database(folder, database):
+            if backup.kind is BackupKind.FULL or not full:
+                return backup
+        kind = "full backup" if full else "backup"
+        raise BackupError(f"there is no {kind} of the database {database} in {folder}")
     for path in (Path(given), folder / given):
         if path.is_file():
             # Any file of pg_dump's custom format will do, whatever it is called.
@@ -173,14 +186,16 @@ def find_backup(folder: Path, given: str, database: str) -> Backup:
     raise BackupError(f"there is no backup {given}; `make backups` lists those in {folder}")
 
 
-def check_readable(pg_restore: str, file: Path, url: DatabaseURL) -> None:
+def check_readable(
+    pg_restore: str, file: Path, progress: Callable[[float], None] = lambda _seconds: None
+) -> None:
     """Read a dump's table of contents, then all of it.
 
     Raises:
         ClientProgramError: it is not whole; the message is pg_restore's.
     """
-    run_client([pg_restore, "--list", str(file)], url)
-    run_client([pg_restore, f"--file={os.devnull}", str(file)], url)
+    run_client([pg_restore, "--list", str(file)], None)
+    run_client([pg_restore, f"--file={os.devnull}", str(file)], None, progress=progress)
 
 
 def format_size(size: int) -> str:
@@ -224,10 +239,21 @@ def _current_revisions(connection: Connection) -> list[str]:
     return list(connection.scalars(text("SELECT version_num FROM alembic_version")))
 
 
+def _keep_alive(connection: Connection) -> None:
+    """Ask something, so that the session is not ended for doing nothing."""
+    connection.exec_driver_sql("SELECT 1")
+    connection.rollback()
+
+
 def _stem(database: str, revisions: Iterable[str]) -> str:
     # No underscore in a revision: the one before it ends the database's name.
-    escaped = [quote(revision, safe="").replace("_", "%5F") for revision in sorted(revisions)]
-    return f"{quote(database, safe='')}_{'+'.join(escaped) or 'base'}"
+    heads = "+".join(_escape(item).replace("_", "%5F") for item in sorted(revisions)) or "base"
+    return f"{_escape(database)}_{heads[:_LONGEST_HEADS]}"
+
+
+def _escape(text: str) -> str:
+    """Replace what no file's name can have, as in URLs."""
+    return re.sub(r"[/%\x00-\x1f\x7f]|^\.", lambda match: f"%{ord(match[0]):02X}", text)
 
 
 @contextmanager
@@ -238,22 +264,36 @@ def _reserved(folder: Path, stem: str, suffix: str) -> Iterator[tuple[int, Path,
     """
     for left in folder.glob(f".*{_UNFINISHED}"):
         _remove_if_abandoned(left)
-    while True:
-        path = folder / f"{stem}_{datetime.now(UTC).strftime(_TIME)}{suffix}"
-        file = folder / f".{path.name}{_UNFINISHED}"
-        with suppress(FileExistsError):
-            descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-            if not path.exists():
-                break
-            os.close(descriptor)
-            file.unlink()
+    while (descriptor := _reserve(folder, name := _name_now(stem, suffix))) is None:
         time.sleep(_TICK)  # another backup has the name of this second
+    file = folder / f".{name}{_UNFINISHED}"
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield descriptor, file, path
+        yield descriptor, file, folder / name
     finally:
         file.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _name_now(stem: str, suffix: str) -> str:
+    return f"{stem}_{datetime.now(UTC).strftime(_TIME)}{suffix}"
+
+
+def _reserve(folder: Path, name: str) -> int | None:
+    """Make and lock the temporary file for `name`; None where the name is taken."""
+    file = folder / f".{name}{_UNFINISHED}"
+    try:
+        descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    except FileExistsError:
+        return None
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    # Before it was locked, another backup may have taken it for an abandoned one.
+    ours = file.exists() and file.stat().st_ino == os.fstat(descriptor).st_ino
+    if ours and not (folder / name).exists():
+        return descriptor
+    os.close(descriptor)
+    if ours:
+        file.unlink()
+    return None
 
 
 def _remove_if_abandoned(file: Path) -> None:

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 TABLE = "alembic_backfill"
 """Where an unfinished backfill stands; it is dropped when the last one is finished."""
+RUNNING = "running_revision"
+"""The option of Alembic's context that names the revision that runs."""
 PROGRESS_INTERVAL = 5.0
 """Seconds between two words on a backfill."""
 
@@ -58,12 +60,18 @@ def in_batches(
         pause: seconds between two batches, for replicas and VACUUM to keep up.
 
     Raises:
-        BackfillError: no bounds in the statement, no such column, or no index on it.
+        BackfillError: no bounds in the statement, no such column, no index on it, or a connection
+            whose caller is in a transaction.
     """
     if not {":first", ":last"} <= set(re.findall(r":\w+", statement)):
         raise BackfillError("the statement of a backfill needs the bounds :first and :last")
     context = op.get_context()
-    quoted = '"' + key.replace('"', '""') + '"'
+    if context._in_external_transaction:  # noqa: SLF001
+        raise BackfillError(
+            "a backfill commits its batches, and this connection is in a transaction of its "
+            "caller's: run the migration on a connection outside of one"
+        )
+    quoted = _quote(key)
     if context.as_sql:
         bound = f"(SELECT {quoted} FROM {table} ORDER BY 1 {{}} LIMIT 1)"  # noqa: S608
         whole = re.sub(r":first\b", bound.format("ASC"), statement)
@@ -71,12 +79,18 @@ def in_batches(
         op.execute(re.sub(r":last\b", bound.format("DESC"), whole))
         return 0
     with context.autocommit_block():
-        return _Backfill(op.get_bind(), statement, table, key, quoted).run(size, pause)
+        job = f"{context.opts.get(RUNNING, '')}\n{table}\n{key}\n{statement}"
+        return _Backfill(op.get_bind(), statement, table, key, job).run(size, pause)
+
+
+def forget_places(connection: Connection) -> None:
+    """Forget where unfinished backfills stand: a revision was reverted, and its rows are others."""
+    connection.exec_driver_sql(f"DROP TABLE IF EXISTS {TABLE}")
 
 
 class _Backfill:
     def __init__(
-        self, connection: Connection, statement: str, table: str, key: str, quoted: str
+        self, connection: Connection, statement: str, table: str, key: str, job: str
     ) -> None:
         column = connection.execute(_COLUMN, {"table": table, "key": key}).first()
         if column is None:
@@ -91,9 +105,13 @@ class _Backfill:
         self.table = table
         self.estimate = int(column.estimate)
         self.type = column.type
-        self.job = hashlib.sha256(f"{table}\n{key}\n{statement}".encode()).hexdigest()
+        self.job = hashlib.sha256(job.encode()).hexdigest()
+        quoted = _quote(key)
         # The next rows after a place, or from the start where there is none yet.
-        columns = "(array_agg(k))[1] AS first, (array_agg(k))[count(*)] AS last, count(*) AS rows"
+        columns = (
+            "count(*) AS rows, (array_agg(k))[1] AS first, (array_agg(k))[count(*)] AS last,"
+            " (array_agg(k))[count(*)]::text AS place"
+        )
         rows = f"SELECT {quoted} AS k FROM {table} {{}} ORDER BY 1 LIMIT :size"  # noqa: S608
         page = f"SELECT {columns} FROM ({rows}) AS page"  # noqa: S608
         self.first_page = text(page.format(""))
@@ -111,7 +129,7 @@ class _Backfill:
             with self._transaction():
                 bounds = {"first": page.first, "last": last}
                 changed += self.connection.execute(self.statement, bounds).rowcount
-                self._remember(last)
+                self._remember(page.place)
             walked += page.rows
             now = time.monotonic()
             if now - said >= PROGRESS_INTERVAL:
@@ -142,13 +160,13 @@ class _Backfill:
             logger.info("%s: going on after %s, where an earlier run ended", self.table, last)
         return last
 
-    def _remember(self, last: object) -> None:
+    def _remember(self, place: str) -> None:
         self.connection.execute(
             text(
                 f"INSERT INTO {TABLE} VALUES (:job, :last)"  # noqa: S608
                 " ON CONFLICT (job) DO UPDATE SET last = excluded.last"
             ),
-            {"job": self.job, "last": str(last)},
+            {"job": self.job, "last": place},
         )
 
     def _forget(self) -> None:
@@ -168,6 +186,11 @@ class _Backfill:
             yield
             self.connection.exec_driver_sql("COMMIT")
         except BaseException:
-            with suppress(DBAPIError):
-                self.connection.exec_driver_sql("ROLLBACK")
+            if not self.connection.invalidated:  # else the server has rolled back already
+                with suppress(DBAPIError):
+                    self.connection.exec_driver_sql("ROLLBACK")
             raise
+
+
+def _quote(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

@@ -1,6 +1,8 @@
 """Asks for the database's name before its data are lost."""
 
+import signal
 import sys
+import threading
 
 from core.migrations.errors import MigrationError
 
@@ -25,11 +27,22 @@ def confirm(database: str, danger: str, given: str, *, how: str) -> None:
         if not sys.stdin.isatty():
             raise NotConfirmedError(f"{danger}. To confirm, give its name: {how}")
         print(f"{danger}.")
-        try:
-            given = input("Type its name to go on: ").strip()
-        except (EOFError, KeyboardInterrupt):
-            print()
+        given = _ask("Type its name to go on: ")
     if given != database:
         raise NotConfirmedError(
             f"{given!r} is not the name of the database ({database}); nothing was changed"
         )
+
+
+def _ask(prompt: str) -> str:
+    # asyncio takes the first Ctrl-C for itself, and would wait for the answer.
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler) if main else None
+    try:
+        return input(prompt).strip()
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return ""
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)

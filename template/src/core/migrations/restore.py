@@ -5,12 +5,13 @@ that succeeded, and is renamed then, not dropped.
 """
 
 import asyncio
+import codecs
 import logging
 import re
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,11 +20,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import NullPool
 
-from core.database import create_engine
+from core.database import DatabaseUnavailableError, create_engine
 from core.database_url import DatabaseURL
-from core.migrations.backup import Backup, format_size, server_major
+from core.migrations.backup import Backup, check_readable, format_size, server_major
 from core.migrations.config import BackupKind
-from core.migrations.errors import MigrationError, describe_error
+from core.migrations.errors import MigrationError
 from core.migrations.lock import lock_holder
 from core.postgres_client import (
     ClientProgramError,
@@ -35,33 +36,42 @@ from core.postgres_client import (
 
 logger = logging.getLogger(__name__)
 
-MAINTENANCE_DATABASE = "postgres"
 JOBS = 4
+_TICK = 0.1
 _LONGEST_NAME = 63
 """Bytes of an identifier: NAMEDATALEN - 1."""
 
 _EXISTS = text("SELECT 1 FROM pg_database WHERE datname = :name")
 _TERMINATE = text(
-    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = :name"
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE datname = :name AND pid <> pg_backend_pid()"
 )
+_DUPLICATE_DATABASE = "42P04"
+_OBJECT_IN_USE = "55006"
+# invalid_parameter_value, wrong_object_type, feature_not_supported: of a locale
+_NO_SUCH_LOCALE = {"22023", "42809", "0A000"}
+
 # The entries of a dump that are about the database itself; restoring into another leaves them out.
 _OF_THE_DATABASE = re.compile(
-    r"^\d+; \d+ \d+ (?:DATABASE|DATABASE PROPERTIES|(?:ACL|COMMENT|SECURITY LABEL) - DATABASE) ",
-    re.MULTILINE,
+    r"\d+; \d+ \d+ (?:DATABASE|DATABASE PROPERTIES|(?:ACL|COMMENT|SECURITY LABEL) - DATABASE) "
 )
+_CREATE = re.compile(r"^CREATE DATABASE .*?;\n", re.MULTILINE | re.DOTALL)
+_ENCODING = re.compile(r"ENCODING = '\w+'")
+_CLIENT_ENCODING = re.compile(rb"^SET client_encoding = '(\w+)';$", re.MULTILINE)
+_IDENTIFIER = r'(?:"(?:[^"]|"")+"|[\w$]+)'
 # Comments, literals and other names are matched, too: what looks like a statement in one is none.
 _NAMES_THE_DATABASE = re.compile(
-    r"""
+    rf"""
     --[^\n]* | '(?:[^']|'')*'
     | (?P<statement>
-        ^(?:CREATE|ALTER|COMMENT\ ON|SECURITY\ LABEL\ .*ON|(?:GRANT|REVOKE)\ [A-Z,\ ]+\ ON)\ DATABASE\ )
-      (?:"(?:[^"]|"")+"|[\w$]+)
+        ^(?:CREATE | ALTER | ALTER\ ROLE\ {_IDENTIFIER}\ IN | COMMENT\ ON
+           | SECURITY\ LABEL\ .*ON | (?:GRANT|REVOKE)\ [A-Z,\ ]+\ ON)
+        \ DATABASE\ )
+      {_IDENTIFIER}
     | "(?:[^"]|"")*"
     """,
     re.MULTILINE | re.VERBOSE,
 )
-_UNKNOWN_ROLE = re.compile(r'role "(?P<role>.*)" does not exist')
-_UNKNOWN_LOCALE = re.compile(r"locale|collation|LOCALE|ICU")
 
 
 class RestoreError(MigrationError):
@@ -96,182 +106,236 @@ async def restore(
     async with _maintenance(url) as server:
         if replace:
             await _refuse_while_migrating(server, url.database)
-        if await server.scalar(_EXISTS, {"name": target}):
-            raise RestoreError(
-                f"there is a database {target} already; name another one (DATABASE=...), or drop it"
-            )
         size = format_size(backup.path.stat().st_size)
         logger.info("restoring %s (%s) into %s", backup.path.name, size, target)
         try:
-            major = await server.run_sync(server_major)
-            await asyncio.to_thread(_Restoration(url, backup, target, major).run)
-        except BaseException as error:
-            await server.exec_driver_sql(f"DROP DATABASE IF EXISTS {_quote(target)} WITH (FORCE)")
-            if isinstance(error, ClientProgramError):
-                raise RestoreError(
-                    f"{backup.path.name} was not restored: {error}\n"
-                    f"The database {url.database} is as it was, and no other one was left."
-                ) from error
+            dump = _Dump(backup.path, url, await server.run_sync(server_major))
+            await asyncio.to_thread(dump.check)
+            if not await _fill(server, dump, target, owners=True):
+                await _fill(server, dump, target, owners=False)
+        except ClientProgramError as error:
+            raise RestoreError(
+                f"{backup.path.name} was not restored: {error}\n"
+                f"The database {url.database} is as it was, and no other one was left."
+            ) from error
+        return await _swap(server, url, target) if replace else target
+
+
+async def _fill(server: AsyncConnection, dump: "_Dump", target: str, *, owners: bool) -> bool:
+    """Make the database `target` out of a dump; return False where it may do without owners.
+
+    Raises:
+        ClientProgramError: it can't be made; there is no such database then.
+        RestoreError: there is one already, or no right to make it.
+    """
+    script = await asyncio.to_thread(dump.script_of_the_database, target)
+    await _create(server, script, target)
+    try:
+        await asyncio.to_thread(dump.restore_into, target, script, owners=owners)
+    except BaseException as error:
+        await server.exec_driver_sql(f"DROP DATABASE IF EXISTS {_quote(target)} WITH (FORCE)")
+        if not (owners and isinstance(error, ClientProgramError)):
             raise
-        return await _swap(server, url.database, target) if replace else target
+        logger.warning("trying without owners and privileges, as they can't be set: %s", error)
+        return False
+    return True
 
 
-class _Restoration:
-    """Makes a database out of a dump."""
+async def _create(server: AsyncConnection, script: str, target: str) -> None:
+    """Create the database as the dump's script does, in the server's locale if need be."""
+    found = _CREATE.search(script)
+    statement = found[0] if found else f"CREATE DATABASE {_quote(target)} TEMPLATE template0"
+    try:
+        await server.exec_driver_sql(statement)
+    except DBAPIError as error:
+        state = getattr(error.orig, "sqlstate", None)
+        if state == _DUPLICATE_DATABASE:
+            raise RestoreError(
+                f"there is a database {target} already; name another one (DATABASE=...), or drop it"
+            ) from error
+        if state not in _NO_SUCH_LOCALE:
+            raise RestoreError(f"no database could be made: {error.orig}") from error
+        logger.warning(
+            "the database gets the server's own locale, so that text may sort differently: %s",
+            error.orig,
+        )
+        encoding = _ENCODING.search(statement)
+        await server.exec_driver_sql(
+            f"CREATE DATABASE {_quote(target)} TEMPLATE template0 {encoding[0] if encoding else ''}"
+        )
 
-    def __init__(self, url: DatabaseURL, backup: Backup, target: str, server_major: int) -> None:
+
+class _Dump:
+    """A dump, and the programs that read it and fit the server."""
+
+    def __init__(self, file: Path, url: DatabaseURL, server_major: int) -> None:
+        self.file = file
         self.url = url
-        self.file = str(backup.path)
-        self.target = target
         self.server_major = server_major
-        self.program = self._that_reads_it(server_major)
+        self.program = self._that_reads_it()
         beside = Path(self.program).with_name("psql")
         self.psql = str(beside) if beside.exists() else find_client("psql", url)
 
-    def _that_reads_it(self, server_major: int) -> str:
-        """Return the pg_restore of the server's version, or a newer one if that made the dump."""
-        programs = find_clients("pg_restore", self.url, server_major=server_major)
-        for program in programs[:-1]:
-            try:
-                run_client([program, "--list", self.file], self.url)
-            except ClientProgramError:
-                continue
-            return program
-        return programs[-1]
+    def check(self) -> None:
+        """Read it to its end."""
+        check_readable(self.program, self.file, lambda seconds: _say("reading", seconds))
 
-    def run(self) -> None:
-        try:
-            self._run(owners=True)
-        except ClientProgramError as error:
-            if (unknown := _UNKNOWN_ROLE.search(str(error))) is None:
-                raise
-            logger.warning(
-                "there is no role %s on this server: owners and privileges are left out",
-                unknown["role"],
-            )
-            self._drop()
-            self._run(owners=False)
-        self._sql(self.url.with_database(self.target), "ANALYZE;")
+    def script_of_the_database(self, target: str) -> str:
+        """Return the SQL that makes the database itself, under the name `target`."""
+        listed = self._output("--list", "--create").split(b"\n")
+        wanted = [line for line in listed if _OF_THE_DATABASE.match(line.decode(errors="replace"))]
+        with tempfile.NamedTemporaryFile() as chosen:
+            chosen.write(b"\n".join(wanted))
+            chosen.flush()
+            script = self._output("--create", f"--use-list={chosen.name}", "--file=-")
+        self.encoding = _python_encoding(script)
+        # No connecting to it, and nothing that an older server does not know.
+        unwanted = ("\\connect", "SET transaction_timeout")
+        lines = script.decode(self.encoding, errors="surrogateescape").split("\n")
+        text = "\n".join(line for line in lines if not line.startswith(unwanted))
 
-    def _run(self, *, owners: bool) -> None:
-        self._create(owners=owners)
-        # A newer pg_restore sets what an older server does not know (transaction_timeout): such
-        # errors, and no others, are passed over.
+        def renamed(match: re.Match[str]) -> str:
+            return match["statement"] + _quote(target) if match["statement"] else match[0]
+
+        return _NAMES_THE_DATABASE.sub(renamed, text)
+
+    def restore_into(self, target: str, script: str, *, owners: bool) -> None:
+        """Fill the database `target`, which is there and empty."""
+        if owners:
+            self._set_properties(_CREATE.sub("", script))
+        # A newer pg_restore sets what an older server does not know, and goes on: that error, and
+        # no other, is passed over.
         newer = major_version(self.program) > self.server_major
         command = [
             self.program,
             "--no-password",
             *([] if newer else ["--exit-on-error"]),
             f"--jobs={JOBS}",
-            f"--dbname={self.url.with_database(self.target).without_password}",
+            f"--dbname={self.url.with_database(target).without_password}",
             *([] if owners else ["--no-owner", "--no-privileges"]),
-            self.file,
+            str(self.file),
         ]
         try:
-            run_client(command, self.url, progress=_say_how_long)
+            run_client(command, self.url, progress=lambda seconds: _say("restoring", seconds))
         except ClientProgramError as error:
             errors = [line for line in str(error).splitlines() if "pg_restore: error: " in line]
-            real = [line for line in errors if "unrecognized configuration parameter" not in line]
+            real = [line for line in errors if '"transaction_timeout"' not in line]
             if not (newer and errors) or real:
                 raise ClientProgramError("\n".join(real[:3]) or str(error)) from None
+        self._sql(self.url.with_database(target), b"ANALYZE;")
 
-    def _create(self, *, owners: bool) -> None:
-        """Make the database with the dump's encoding, locale, settings, comment and privileges."""
-        script = self._script(owners=owners)
-        try:
-            self._sql(self._server, script)
-        except ClientProgramError as error:
-            if not _UNKNOWN_LOCALE.search(str(error)):
-                raise
-            logger.warning(
-                "the database gets the server's own locale, so that text may sort differently: %s",
-                error,
-            )
-            self._sql(self._server, f"CREATE DATABASE {_quote(self.target)} TEMPLATE template0;")
+    def _set_properties(self, script: str) -> None:
+        """Set the database's owner, settings, comment and privileges, each if it can be."""
+        said = self._sql(
+            _maintenance_url(self.url),
+            script.encode(self.encoding, errors="surrogateescape"),
+            stop=False,
+        )
+        if said:
+            logger.warning("not all properties of the database could be set: %s", said)
 
-    def _script(self, *, owners: bool) -> str:
-        listed = self._output("--list", "--create", self.file)
-        wanted = [line for line in listed.splitlines() if _OF_THE_DATABASE.match(line)]
-        if not owners:
-            wanted = wanted[:1]
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8") as chosen:
-            chosen.write("\n".join(wanted))
-            chosen.flush()
-            options = [] if owners else ["--no-owner"]
-            script = self._output(
-                "--create", f"--use-list={chosen.name}", "--file=-", *options, self.file
-            )
-        # No connecting to it, and nothing that an older server does not know.
-        unwanted = ("\\connect", "SET transaction_timeout")
-        lines = [line for line in script.splitlines() if not line.startswith(unwanted)]
-        name = _quote(self.target)
+    def _that_reads_it(self) -> str:
+        """Return the pg_restore of the server's version, or a newer one if that made the dump."""
+        programs = find_clients("pg_restore", self.url, server_major=self.server_major)
+        for program in programs[:-1]:
+            try:
+                run_client([program, "--list", str(self.file)], None)
+            except ClientProgramError:
+                continue
+            return program
+        return programs[-1]
 
-        def renamed(match: re.Match[str]) -> str:
-            return match["statement"] + name if match["statement"] else match[0]
-
-        return _NAMES_THE_DATABASE.sub(renamed, "\n".join(lines))
-
-    def _output(self, *arguments: str) -> str:
+    def _output(self, *arguments: str) -> bytes:
         done = subprocess.run(
-            [self.program, *arguments],
+            [self.program, *arguments, str(self.file)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
-            errors="replace",
             check=False,
         )
         if done.returncode != 0:
-            raise ClientProgramError(done.stderr.strip())
+            raise ClientProgramError(done.stderr.decode(errors="replace").strip())
         return done.stdout
 
-    def _drop(self) -> None:
-        self._sql(self._server, f"DROP DATABASE IF EXISTS {_quote(self.target)};")
-
-    def _sql(self, url: DatabaseURL, script: str) -> None:
-        command = [self.psql, "-XAtq", "-v", "ON_ERROR_STOP=1", "-w", "-d", url.without_password]
-        run_client([*command, "-f", "-"], url, script=script)
-
-    @property
-    def _server(self) -> DatabaseURL:
-        return self.url.with_database(MAINTENANCE_DATABASE)
+    def _sql(self, url: DatabaseURL, script: bytes, *, stop: bool = True) -> str:
+        command = [self.psql, "-XAtq", "-w", "-d", url.without_password, "-f", "-"]
+        if stop:
+            command += ["-v", "ON_ERROR_STOP=1"]
+        return run_client(command, url, script=script)
 
 
-def _say_how_long(seconds: float) -> None:
-    logger.info("restoring: after %.0f s", seconds)
+def _python_encoding(script: bytes) -> str:
+    """Return Python's name for the encoding of a dump's script."""
+    found = _CLIENT_ENCODING.search(script)
+    name = found[1].decode() if found else "UTF8"
+    name = name.replace("WIN", "cp").replace("SQL_ASCII", "ascii")
+    try:
+        return codecs.lookup(name).name
+    except LookupError:
+        return "utf-8"
 
 
-async def _swap(server: AsyncConnection, present: str, restored: str) -> str:
-    """Put `restored` in the place of `present`; return the name that it then has."""
+def _say(what: str, seconds: float) -> None:
+    logger.info("%s: after %.0f s", what, seconds)
+
+
+def _maintenance_url(url: DatabaseURL) -> DatabaseURL:
+    """Return the address of a database from which others are made, renamed and dropped."""
+    return url.with_database("postgres" if url.database != "postgres" else "template1")
+
+
+async def _swap(server: AsyncConnection, url: DatabaseURL, restored: str) -> str:
+    """Put `restored` in the place of the present database; return the name that it then has."""
+    present = url.database
     rename = f"ALTER DATABASE {_quote(restored)} RENAME TO {_quote(present)}"
     if not await server.scalar(_EXISTS, {"name": present}):
         await server.exec_driver_sql(rename)
         return present
     kept = _name(present, "before_restore", datetime.now(UTC))
-    allow = f"ALTER DATABASE {_quote(present)} ALLOW_CONNECTIONS"
     try:
-        # Nobody comes back between the end of a session and the renaming.
-        await server.exec_driver_sql(f"{allow} false")
-        await _refuse_while_migrating(server, present)
-        await server.execute(_TERMINATE, {"name": present})
+        # While it waits for the database's sessions to end, the renaming keeps new ones out. What
+        # is not committed, the server takes back, whatever happens to this process.
         await server.exec_driver_sql("BEGIN")
-        try:
+        async with _sessions_ended(url):
             await server.exec_driver_sql(
                 f"ALTER DATABASE {_quote(present)} RENAME TO {_quote(kept)}"
             )
-            await server.exec_driver_sql(rename)
-            await server.exec_driver_sql("COMMIT")
-        except DBAPIError:
-            await server.exec_driver_sql("ROLLBACK")
-            raise
+        await server.exec_driver_sql(rename)
+        await server.exec_driver_sql("COMMIT")
     except (DBAPIError, RestoreError) as error:
-        await server.exec_driver_sql(f"{allow} true")
+        reason = f"{error.orig}" if isinstance(error, DBAPIError) else str(error)
+        if getattr(getattr(error, "orig", None), "sqlstate", None) == _OBJECT_IN_USE:
+            reason += "; stop what uses it"
         raise RestoreError(
             f"the database {present} could not be replaced, and is as it was; the backup is in "
-            f"the database {restored}: {describe_error(error)}"
+            f"the database {restored}: {reason}"
         ) from error
-    await server.exec_driver_sql(f"ALTER DATABASE {_quote(kept)} ALLOW_CONNECTIONS true")
     logger.info("what was the database %s is now %s; drop it when you are sure", present, kept)
     return present
+
+
+@asynccontextmanager
+async def _sessions_ended(url: DatabaseURL) -> AsyncIterator[None]:
+    """Meanwhile, end the sessions on the database of `url`, unless it is being migrated."""
+
+    async def end() -> None:
+        async with _maintenance(url) as other:
+            await asyncio.sleep(_TICK)  # let the renaming close the door first
+            await _refuse_while_migrating(other, url.database)
+            while True:
+                await other.execute(_TERMINATE, {"name": url.database})
+                await asyncio.sleep(_TICK)
+
+    ending = asyncio.create_task(end())
+    try:
+        yield
+    except DBAPIError:
+        if ending.done() and (error := ending.exception()) is not None:
+            raise error from None
+        raise
+    finally:
+        ending.cancel()
+        with suppress(asyncio.CancelledError, DatabaseUnavailableError, DBAPIError, RestoreError):
+            await ending
 
 
 async def _refuse_while_migrating(server: AsyncConnection, database: str) -> None:
@@ -282,9 +346,7 @@ async def _refuse_while_migrating(server: AsyncConnection, database: str) -> Non
 @asynccontextmanager
 async def _maintenance(url: DatabaseURL) -> AsyncIterator[AsyncConnection]:
     """Connect to the server's maintenance database, outside of a transaction."""
-    engine = create_engine(
-        url.with_database(MAINTENANCE_DATABASE), poolclass=NullPool, isolation_level="AUTOCOMMIT"
-    )
+    engine = create_engine(_maintenance_url(url), poolclass=NullPool, isolation_level="AUTOCOMMIT")
     async with engine.connect() as connection:
         yield connection
 

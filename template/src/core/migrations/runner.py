@@ -18,6 +18,7 @@ from core.config import Environment, get_settings
 from core.database_url import DatabaseURL
 from core.migrations import record
 from core.migrations.backup import kind_before_migrations, take_backup
+from core.migrations.batches import RUNNING, forget_places
 from core.migrations.blockers import Blockers
 from core.migrations.config import BackupKind, SafetyOptions, parse_milliseconds
 from core.migrations.confirm import confirm
@@ -66,6 +67,7 @@ def run_revisions(
             backups are the program's, and nothing is tried again there.
 
     Raises:
+        MigrationError: a downgrade would revert others than before this runner had to wait.
         NotConfirmedError: a downgrade in prod, and nobody gave the database's name.
         MigrationLockError: another runner did not end in time.
         BackupError: no backup could be made.
@@ -73,10 +75,16 @@ def run_revisions(
         InvalidIndexError: a revision left an invalid index.
     """
     migrations = context.get_context()
-    _confirm_downgrade(connection, resolve_steps(connection, migrations))
+    confirmed = _reverted(resolve_steps(connection, migrations))
+    _confirm_downgrade(connection, confirmed)
     with migration_lock(connection, version_table=migrations.version_table, wait=options.lock_wait):
         # Again: who had the lock before may have changed where the database is.
         run = _Run(connection, migrations, options, own)
+        if _reverted(run.steps) != confirmed:
+            raise MigrationError(
+                "another runner changed where the database is while this one waited, so that other "
+                "revisions would be reverted now. Nothing was changed; run this again."
+            )
         run.back_up()
         with run.prepared():
             run.until_done()
@@ -108,13 +116,16 @@ def resolve_steps(connection: Connection, migrations: MigrationContext) -> list[
     return list(resolve(heads, migrations))
 
 
-def _confirm_downgrade(connection: Connection, steps: list[Any]) -> None:
-    """In prod, ask for the database's name before anything is reverted."""
-    reverted = [
+def _reverted(steps: list[Any]) -> list[str]:
+    return [
         step.revision.revision
         for step in steps
         if not isinstance(step, StampStep) and not step.is_upgrade
     ]
+
+
+def _confirm_downgrade(connection: Connection, reverted: list[str]) -> None:
+    """In prod, ask for the database's name before anything is reverted."""
     if not reverted or get_settings().environment is not Environment.PROD:
         return
     caller_s_transaction = connection.in_transaction()
@@ -148,7 +159,7 @@ class _Run:
         self.indexes = ConcurrentIndexes(connection)
         # "+2" and "-2" count from where the database is: they are resolved once, so that a try
         # after the first revision was committed does not go further.
-        self._steps = resolve_steps(connection, migrations)
+        self.steps = resolve_steps(connection, migrations)
         self._done = 0
         self._started = 0.0
         self._backup: str | None = None
@@ -159,7 +170,7 @@ class _Run:
         Raises:
             BackupError: it failed.
         """
-        changing = any(not isinstance(step, StampStep) for step in self._steps)
+        changing = any(not isinstance(step, StampStep) for step in self.steps)
         kind = kind_before_migrations(self.options)
         if self.own is None or not changing or kind is BackupKind.OFF:
             return
@@ -170,7 +181,7 @@ class _Run:
         """Take Alembic's steps and callbacks into our hands."""
 
         def steps(_heads: Any, _migrations: MigrationContext) -> Iterator[Any]:
-            for step in self._steps[self._done :]:
+            for step in self.steps[self._done :]:
                 self._before(step)
                 yield step
 
@@ -220,8 +231,10 @@ class _Run:
         time.sleep(pause)
 
     def _before(self, step: Any) -> None:
+        revision = getattr(step, "revision", None)
+        self.migrations.opts[RUNNING] = getattr(revision, "revision", "")
         self.indexes.forget()
-        self._set_timeouts(getattr(getattr(step, "revision", None), "module", None))
+        self._set_timeouts(getattr(revision, "module", None))
         self._started = time.monotonic()
 
     def _set_timeouts(self, module: object) -> None:
@@ -241,6 +254,8 @@ class _Run:
         moved = "upgrade" if step.is_upgrade else "downgrade"
         direction = "stamp" if step.is_stamp else moved
         seconds = time.monotonic() - self._started
+        if direction == "downgrade":
+            forget_places(self.connection)
         revisions = step.destination_revision_ids if step.is_stamp else step.up_revision_ids
         for revision in revisions:
             record.write(
