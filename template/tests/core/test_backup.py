@@ -384,10 +384,10 @@ def test_settings_of_roles_in_a_database_stay_with_each_database(
         run_elsewhere(project, f"{in_database} 'changed'")
         assert migrations.main(["restore", "latest"]) == 0
         query = (
-            "SELECT d.datname, s.setconfig[1] FROM pg_db_role_setting s JOIN pg_database d"
-            f" ON d.oid = s.setdatabase WHERE s.setrole = '{role}'::regrole ORDER BY 1"
+            "SELECT s.setrole::regrole::text, d.datname, s.setconfig[1] FROM pg_db_role_setting s"
+            " JOIN pg_database d ON d.oid = s.setdatabase ORDER BY 2"
         )
-        settings = run_elsewhere(project, query)
+        settings = [row[1:] for row in run_elsewhere(project, query) if row[0] == role]
         [_, restored] = databases(project)
         assert settings == [(name, "search_path=changed"), (restored, "search_path=backed_up")]
         run_elsewhere(project, f'DROP DATABASE "{restored}"')
