@@ -191,6 +191,20 @@ def test_where_the_backup_fails_nothing_is_migrated(
     assert list(folder.iterdir()) == []
 
 
+def test_a_long_dump_says_how_far_it_is(
+    project: Project,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(postgres_client, "PROGRESS_INTERVAL", 0.1)
+    fake_pg_dump(folder.parent, monkeypatch, "printf 12345 >$file; sleep 0.5; exit 1")
+    project.write("a1")
+    project.refused("upgrade", "head", backup="full")
+    assert "backing up: 5 B after 0 s" in caplog.text
+
+
 def test_a_folder_that_can_t_be_made_is_named(
     project: Project, folder: Path, tmp_path: Path
 ) -> None:
