@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from alembic import command
+from alembic.util import CommandError
 from sqlalchemy.pool import NullPool
 from tests.support import Project
 
@@ -112,8 +113,10 @@ def test_a_caller_s_transaction_is_not_committed(project: Project) -> None:
 def test_autogenerate_does_not_see_where_it_stands(project: Project) -> None:
     with project.connection.transaction():
         project.connection.execute(f"CREATE TABLE {batches.TABLE} (job text)".encode())
-    included = batches.TABLE in project.refused("check")
-    assert not included
+    try:
+        project.run("check")
+    except CommandError as error:  # of the tables of apps, which this database does not have
+        assert batches.TABLE not in str(error)  # noqa: PT017
 
 
 @pytest.mark.parametrize(

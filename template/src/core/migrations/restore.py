@@ -154,7 +154,10 @@ async def _create(server: AsyncConnection, script: str, target: str) -> None:
                 f"there is a database {target} already; name another one (DATABASE=...), or drop it"
             ) from error
         if state not in _NO_SUCH_LOCALE:
-            raise RestoreError(f"no database could be made: {error.orig}") from error
+            raise RestoreError(
+                f"no database could be made: {error.orig} (the right to make databases: "
+                "ALTER ROLE ... CREATEDB)"
+            ) from error
         logger.warning(
             "the database gets the server's own locale, so that text may sort differently: %s",
             error.orig,
