@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     """Another name for `database_url`."""
     migration_database_url: OptionalPostgresURL = None
     """For migrations alone: past the pooler, or with the rights to change the schema."""
+    plan_database_url: OptionalPostgresURL = None
+    """Any database of the server where `make migrate-plan` makes its copy."""
     database_pooler: Pooler = Pooler.NONE
     database_pool_size: Annotated[int, Field(ge=1, le=1000)] = 5
     database_max_overflow: Annotated[int, Field(ge=0, le=1000)] = 10

@@ -2,6 +2,8 @@
 
 import argparse
 import asyncio
+import logging
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -32,10 +34,15 @@ from core.migrations.config import (
 )
 from core.migrations.confirm import NotConfirmedError, confirm
 from core.migrations.errors import MigrationError, describe_error
+from core.migrations.plan.planner import make_plan
+from core.migrations.plan.report import Format, render
 from core.migrations.pooler import refuse_transaction_pooler
 from core.migrations.restore import RestoreError, restore
 from core.migrations.state import Revisions, SchemaReader, SchemaState, State
 from core.postgres_client import ClientProgramError, find_client
+
+UNSAFE = 3
+"""The exit code of `plan` where something is unsafe."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,6 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--confirm", default="", help="the present database's name: put the backup in its place"
     )
     restoring.set_defaults(run=_restore)
+    plan = commands.add_parser("plan", help="rehearse what is pending on a copy, and judge it")
+    plan.add_argument("--format", choices=[form.value for form in Format], default="table")
+    plan.add_argument("--from", dest="start", default="", help="begin at this revision")
+    plan.add_argument("--to", default="head", help="go to this revision")
+    plan.add_argument("--with-data", action="store_true", help="copy the rows, too")
+    plan.set_defaults(run=_plan)
     given = parser.parse_args(arguments)
     try:
         load_alembic_config()  # a wrong option is said by every command
@@ -217,6 +230,31 @@ def _restore(given: argparse.Namespace) -> int:
     name = asyncio.run(run())
     print(f"The backup is restored in the database {name}.")
     return 0
+
+
+def _end_as_by_ctrl_c(_number: int, _frame: object) -> None:
+    """End in order, so that the copy is dropped; a second SIGTERM changes nothing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.raise_signal(signal.SIGINT)
+
+
+def _plan(given: argparse.Namespace) -> int:
+    # What Alembic says of the copy would stand between the lines of the plan.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, _end_as_by_ctrl_c)
+    plan = asyncio.run(
+        make_plan(
+            get_settings().migration_url,
+            load_alembic_config().safety,
+            start=given.start,
+            target=given.to,
+            with_data=given.with_data,
+        )
+    )
+    print(render(plan, Format(given.format), colour=sys.stdout.isatty()))
+    if any(item.rehearsed.error for item in plan.revisions):
+        return 1
+    return 0 if plan.safe else UNSAFE
 
 
 if __name__ == "__main__":

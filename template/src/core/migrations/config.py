@@ -18,6 +18,7 @@ from core.project import ROOT
 PYPROJECT = ROOT / "pyproject.toml"
 ENVIRONMENT_PREFIX = "MIGRATION_"
 
+_BYTES = {"B": 1, "kB": 1000, "MB": 1_000_000, "GB": 1_000_000_000}
 _UNITS = {"ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000}
 
 
@@ -52,6 +53,15 @@ def _parse_count(value: object) -> object:
     return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
 
 
+def _parse_bytes(value: object) -> object:
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+)\s*(B|kB|MB|GB)", value.strip())
+        if match:
+            return int(match[1]) * _BYTES[match[2]]
+    raise ValueError("expected a size such as '500kB', '10MB' or '1GB'")
+
+
+Bytes = Annotated[int, BeforeValidator(_parse_bytes)]
 Milliseconds = Annotated[int, BeforeValidator(_parse_duration)]
 
 
@@ -94,6 +104,9 @@ class SafetyOptions(_Table):
     """Where backups go: an absolute path, or one in the project."""
     backup_keep: Annotated[Count, Field(ge=1)] = 10
     """How many backups of a database stay."""
+    plan_small_rows: Count = 10_000
+    """Tables of fewer rows, and of fewer bytes, are small to `make migrate-plan`."""
+    plan_small_bytes: Bytes = 10_000_000
 
 
 class PostWriteHook(_Table):

@@ -103,22 +103,37 @@ async def restore(
     target = into or _name(backup.database, "restored", stamp)
     if len(target.encode()) > _LONGEST_NAME:
         raise RestoreError(f"{target}: longer than the {_LONGEST_NAME} bytes of a name")
-    async with _maintenance(url) as server:
+    async with maintenance(url) as server:
         if replace:
             await _refuse_while_migrating(server, url.database)
         size = format_size(backup.path.stat().st_size)
         logger.info("restoring %s (%s) into %s", backup.path.name, size, target)
         try:
-            dump = _Dump(backup.path, url, await server.run_sync(server_major))
-            await asyncio.to_thread(dump.check)
-            if not await _fill(server, dump, target, owners=True):
-                await _fill(server, dump, target, owners=False)
+            program = find_client("pg_restore", None)
+            await asyncio.to_thread(check_readable, program, backup.path, _say_reading)
+            await restore_file(url, backup.path, target)
         except ClientProgramError as error:
             raise RestoreError(
                 f"{backup.path.name} was not restored: {error}\n"
                 f"The database {url.database} is as it was, and no other one was left."
             ) from error
         return await _swap(server, url, target) if replace else target
+
+
+async def restore_file(url: DatabaseURL, file: Path | None, target: str) -> None:
+    """Make the database `target` on the server of `url`, out of a dump, or empty.
+
+    Raises:
+        ClientProgramError: the dump can't be restored; no database was left.
+        RestoreError: there is one of that name, or no right to make it.
+    """
+    async with maintenance(url) as server:
+        if file is None:
+            await _create(server, "", target)
+            return
+        dump = _Dump(file, url, await server.run_sync(server_major))
+        if not await _fill(server, dump, target, owners=True):
+            await _fill(server, dump, target, owners=False)
 
 
 async def _fill(server: AsyncConnection, dump: "_Dump", target: str, *, owners: bool) -> bool:
@@ -133,7 +148,7 @@ async def _fill(server: AsyncConnection, dump: "_Dump", target: str, *, owners: 
     try:
         await asyncio.to_thread(dump.restore_into, target, script, owners=owners)
     except BaseException as error:
-        await server.exec_driver_sql(f"DROP DATABASE IF EXISTS {_quote(target)} WITH (FORCE)")
+        await server.exec_driver_sql(f"DROP DATABASE IF EXISTS {quote(target)} WITH (FORCE)")
         if not (owners and isinstance(error, ClientProgramError)):
             raise
         logger.warning("trying without owners and privileges, as they can't be set: %s", error)
@@ -144,7 +159,7 @@ async def _fill(server: AsyncConnection, dump: "_Dump", target: str, *, owners: 
 async def _create(server: AsyncConnection, script: str, target: str) -> None:
     """Create the database as the dump's script does, in the server's locale if need be."""
     found = _CREATE.search(script)
-    statement = found[0] if found else f"CREATE DATABASE {_quote(target)} TEMPLATE template0"
+    statement = found[0] if found else f"CREATE DATABASE {quote(target)} TEMPLATE template0"
     try:
         await server.exec_driver_sql(statement)
     except DBAPIError as error:
@@ -164,7 +179,7 @@ async def _create(server: AsyncConnection, script: str, target: str) -> None:
         )
         encoding = _ENCODING.search(statement)
         await server.exec_driver_sql(
-            f"CREATE DATABASE {_quote(target)} TEMPLATE template0 {encoding[0] if encoding else ''}"
+            f"CREATE DATABASE {quote(target)} TEMPLATE template0 {encoding[0] if encoding else ''}"
         )
 
 
@@ -178,10 +193,6 @@ class _Dump:
         self.program = self._that_reads_it()
         beside = Path(self.program).with_name("psql")
         self.psql = str(beside) if beside.exists() else find_client("psql", url)
-
-    def check(self) -> None:
-        """Read it to its end."""
-        check_readable(self.program, self.file, lambda seconds: _say("reading", seconds))
 
     def script_of_the_database(self, target: str) -> str:
         """Return the SQL that makes the database itself, under the name `target`."""
@@ -198,7 +209,7 @@ class _Dump:
         text = "\n".join(line for line in lines if not line.startswith(unwanted))
 
         def renamed(match: re.Match[str]) -> str:
-            return match["statement"] + _quote(target) if match["statement"] else match[0]
+            return match["statement"] + quote(target) if match["statement"] else match[0]
 
         return _NAMES_THE_DATABASE.sub(renamed, text)
 
@@ -277,6 +288,10 @@ def _python_encoding(script: bytes) -> str:
         return "utf-8"
 
 
+def _say_reading(seconds: float) -> None:
+    _say("reading", seconds)
+
+
 def _say(what: str, seconds: float) -> None:
     logger.info("%s: after %.0f s", what, seconds)
 
@@ -289,7 +304,7 @@ def _maintenance_url(url: DatabaseURL) -> DatabaseURL:
 async def _swap(server: AsyncConnection, url: DatabaseURL, restored: str) -> str:
     """Put `restored` in the place of the present database; return the name that it then has."""
     present = url.database
-    rename = f"ALTER DATABASE {_quote(restored)} RENAME TO {_quote(present)}"
+    rename = f"ALTER DATABASE {quote(restored)} RENAME TO {quote(present)}"
     if not await server.scalar(_EXISTS, {"name": present}):
         await server.exec_driver_sql(rename)
         return present
@@ -299,9 +314,7 @@ async def _swap(server: AsyncConnection, url: DatabaseURL, restored: str) -> str
         # is not committed, the server takes back, whatever happens to this process.
         await server.exec_driver_sql("BEGIN")
         async with _sessions_ended(url):
-            await server.exec_driver_sql(
-                f"ALTER DATABASE {_quote(present)} RENAME TO {_quote(kept)}"
-            )
+            await server.exec_driver_sql(f"ALTER DATABASE {quote(present)} RENAME TO {quote(kept)}")
         await server.exec_driver_sql(rename)
         await server.exec_driver_sql("COMMIT")
     except (DBAPIError, RestoreError) as error:
@@ -321,7 +334,7 @@ async def _sessions_ended(url: DatabaseURL) -> AsyncIterator[None]:
     """Meanwhile, end the sessions on the database of `url`, unless it is being migrated."""
 
     async def end() -> None:
-        async with _maintenance(url) as other:
+        async with maintenance(url) as other:
             await asyncio.sleep(_TICK)  # let the renaming close the door first
             await _refuse_while_migrating(other, url.database)
             while True:
@@ -347,7 +360,7 @@ async def _refuse_while_migrating(server: AsyncConnection, database: str) -> Non
 
 
 @asynccontextmanager
-async def _maintenance(url: DatabaseURL) -> AsyncIterator[AsyncConnection]:
+async def maintenance(url: DatabaseURL) -> AsyncIterator[AsyncConnection]:
     """Connect to the server's maintenance database, outside of a transaction."""
     engine = create_engine(_maintenance_url(url), poolclass=NullPool, isolation_level="AUTOCOMMIT")
     async with engine.connect() as connection:
@@ -360,6 +373,7 @@ def _name(database: str, what: str, moment: datetime) -> str:
     return database.encode()[: _LONGEST_NAME - len(tail)].decode(errors="ignore") + tail
 
 
-def _quote(name: str) -> str:
+def quote(name: str) -> str:
+    """Return a name as SQL writes it."""
     doubled = name.replace('"', '""')
     return f'"{doubled}"'

@@ -233,6 +233,8 @@ class _Run:
     def _before(self, step: Any) -> None:
         revision = getattr(step, "revision", None)
         self.migrations.opts[RUNNING] = getattr(revision, "revision", "")
+        if revision is not None and (recorder := context.config.attributes.get("recorder")):
+            recorder.begin(revision.revision)
         self.indexes.forget()
         self._set_timeouts(getattr(revision, "module", None))
         self._started = time.monotonic()
@@ -250,6 +252,8 @@ class _Run:
 
     def _applied(self, *, step: MigrationInfo, **_: Any) -> None:
         """Record a revision; Alembic calls this in its transaction, before the commit."""
+        if recorder := context.config.attributes.get("recorder"):
+            recorder.end()
         self.indexes.check()
         moved = "upgrade" if step.is_upgrade else "downgrade"
         direction = "stamp" if step.is_stamp else moved

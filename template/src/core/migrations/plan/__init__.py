@@ -1,0 +1,1 @@
+"""What a migration would do: rehearsed on a copy of the schema, and read from the server."""

@@ -1,0 +1,257 @@
+"""Runs revisions on a copy of the schema, and takes down what each statement does there."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from alembic import command
+from alembic.util import CommandError
+from sqlalchemy import Connection, event, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.pool import NullPool
+from sqlalchemy.util import await_only
+
+from core.database import create_engine
+from core.database_url import DatabaseURL
+from core.migrations.config import make_config
+from core.migrations.plan.catalog import Lock, Observation, Observer, read_relations
+from core.migrations.plan.fingerprint import fingerprint
+
+_POLL = 0.002
+_OWN = re.compile(r"alembic_version|alembic_backfill|^(SHOW|SET|BEGIN|COMMIT|ROLLBACK)\b")
+"""Statements that are Alembic's or core.migrations's, and no revision's."""
+
+_REQUESTED = text(
+    """
+    SELECT l.relation::bigint AS oid, l.mode, l.granted FROM pg_locks l
+    WHERE l.pid = :pid AND l.locktype = 'relation' AND l.relation >= 16384
+    """
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """A statement of a revision, and what it did."""
+
+    sql: str
+    seconds: float
+    in_transaction: bool
+    observation: Observation
+
+
+@dataclass(kw_only=True)
+class Rehearsed:
+    """A revision that was rehearsed."""
+
+    revision: str
+    statements: list[Statement] = field(default_factory=list)
+    error: str = ""
+    """Why its upgrade failed; empty where it did not."""
+    downgrade_error: str = ""
+    """Why its downgrade does not bring the schema back; empty where it does."""
+
+
+class Recorder:
+    """Watches the statements of revisions on a connection."""
+
+    def __init__(self, connection: Connection, watcher: "LockWatcher") -> None:
+        self.connection = connection
+        self.rehearsed: list[Rehearsed] = []
+        self.fingerprints: list[str] = []
+        self._watcher = watcher
+        self._observer = Observer(connection)
+        self._asking = False
+        self._running = ""
+        self._started = 0.0
+
+    def begin(self, revision: str) -> None:
+        """Begin with a revision; the runner calls this before each."""
+        self._asking = False
+        with self._quietly():
+            self.fingerprints.append(fingerprint(self.connection))
+            self._observer.begin()
+            self.connection.commit()  # what Alembic began: its version table
+        self.rehearsed.append(Rehearsed(revision=revision))
+
+    def end(self) -> None:
+        """End with the revision; what follows is the runner's own."""
+        self._asking = True
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Watch the connection."""
+        engine = self.connection.engine
+        event.listen(self.connection, "before_cursor_execute", self._before)
+        event.listen(self.connection, "after_cursor_execute", self._after)
+        event.listen(engine, "handle_error", self._failed)
+        try:
+            yield
+        finally:
+            event.remove(self.connection, "before_cursor_execute", self._before)
+            event.remove(self.connection, "after_cursor_execute", self._after)
+            event.remove(engine, "handle_error", self._failed)
+            await_only(self._watcher.release())
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        before, self._asking = self._asking, True
+        try:
+            yield
+        finally:
+            self._asking = before
+
+    def _in_transaction(self) -> bool:
+        return self.connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT"
+
+    def _before(self, _connection: Connection, _cursor: Any, sql: str, *_rest: Any) -> None:
+        # What runs while another one is about to be executed is asked by core.migrations.
+        if not self.rehearsed or self._asking or self._running:
+            return
+        if _OWN.search(sql):
+            return
+        self._running = sql
+        if not self._in_transaction():
+            with self._quietly():
+                pid = self.connection.scalar(text("SELECT pg_backend_pid()"))
+                tables = [
+                    r.name for r in read_relations(self.connection).values() if r.kind in "rp"
+                ]
+            await_only(self._watcher.hold(pid, tables))
+        self._started = time.perf_counter()
+
+    def _after(self, _connection: Connection, _cursor: Any, sql: str, *_rest: Any) -> None:
+        if self._asking or sql != self._running:
+            return
+        seconds = time.perf_counter() - self._started
+        in_transaction = self._in_transaction()
+        with self._quietly():
+            if in_transaction:
+                observation = self._observer.observe()
+            else:
+                locks = await_only(self._watcher.release())
+                observation = self._observer.observe_committed(locks)
+                self._observer.begin_transaction()
+        self._running = ""
+        self.rehearsed[-1].statements.append(
+            Statement(
+                sql=" ".join(sql.split()),
+                seconds=seconds,
+                in_transaction=in_transaction,
+                observation=observation,
+            )
+        )
+
+    def _failed(self, _context: Any) -> None:
+        if not self._asking:
+            self._running = ""
+
+
+class LockWatcher:
+    """Sees what a statement outside of a transaction locks: it has to wait until it was seen.
+
+    Such a statement's locks are gone when it has ended. A second session holds every table in a
+    mode that makes all but the weakest requests wait, looks what is asked for, and lets go.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._task: asyncio.Task[None] | None = None
+        self._seen: dict[int, Lock] = {}
+
+    async def hold(self, pid: int | None, tables: list[str]) -> None:
+        """Lock the tables, and look what `pid` asks for from now on."""
+        await self.release()
+        self._seen = {}
+        locked = asyncio.Event()
+        self._task = asyncio.create_task(self._watch(pid, tables, locked))
+        await locked.wait()
+
+    async def release(self) -> dict[int, Lock]:
+        """Return the strongest lock that was seen on each table."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError, DBAPIError):
+                await self._task
+            self._task = None
+        return self._seen
+
+    async def _watch(self, pid: int | None, tables: list[str], locked: asyncio.Event) -> None:
+        async with self._engine.connect() as holder, self._engine.connect() as looker:
+            await looker.execution_options(isolation_level="AUTOCOMMIT")
+            try:
+                if tables:
+                    mode = "SHARE UPDATE EXCLUSIVE"
+                    await holder.exec_driver_sql(f"LOCK TABLE {', '.join(tables)} IN {mode} MODE")
+            finally:
+                locked.set()
+            while True:
+                waits = await self._look(looker, pid)
+                if waits:
+                    await holder.rollback()
+                await asyncio.sleep(_POLL)
+
+    async def _look(self, connection: AsyncConnection, pid: int | None) -> bool:
+        waits = False
+        for row in await connection.execute(_REQUESTED, {"pid": pid}):
+            lock = Lock.parse(row.mode)
+            self._seen[row.oid] = max(lock, self._seen.get(row.oid, lock))
+            waits = waits or not row.granted
+        return waits
+
+
+async def rehearse(url: DatabaseURL, target: str, *, downgrades: bool = True) -> list[Rehearsed]:
+    """Run the pending revisions up to `target` at `url`, a copy; return what each did.
+
+    A revision that fails is the last one. Where `downgrades`, all that were applied are reverted
+    again, and what differs then from before is said.
+    """
+    async with _engine(url) as engine, engine.connect() as connection:
+        recorder = await connection.run_sync(Recorder, LockWatcher(engine))
+        await connection.run_sync(_upgrade, recorder, target)
+        if downgrades and not any(item.error for item in recorder.rehearsed):
+            await connection.run_sync(_downgrade, recorder)
+        return recorder.rehearsed
+
+
+def _upgrade(connection: Connection, recorder: Recorder, target: str) -> None:
+    with recorder.watched():
+        try:
+            command.upgrade(make_config(connection=connection, recorder=recorder), target)
+        except CommandError as error:
+            if not recorder.rehearsed:
+                raise
+            recorder.rehearsed[-1].error = str(error)
+
+
+def _downgrade(connection: Connection, recorder: Recorder) -> None:
+    for item, before in reversed(list(zip(recorder.rehearsed, recorder.fingerprints, strict=True))):
+        try:
+            command.downgrade(make_config(connection=connection, confirm=_any(connection)), "-1")
+        except CommandError as error:
+            item.downgrade_error = str(error)
+            return
+        after = fingerprint(connection)
+        connection.rollback()
+        if after != before:
+            item.downgrade_error = "the schema is another one after it than before the upgrade"
+
+
+def _any(connection: Connection) -> str:
+    """Return the copy's name, as whoever may plan may revert the copy."""
+    name = str(connection.scalar(text("SELECT current_database()")))
+    connection.rollback()
+    return name
+
+
+@asynccontextmanager
+async def _engine(url: DatabaseURL) -> AsyncIterator[AsyncEngine]:
+    engine = create_engine(url, poolclass=NullPool)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()

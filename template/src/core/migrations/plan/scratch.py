@@ -1,0 +1,130 @@
+"""The copy that a plan is rehearsed on: made, and always dropped again."""
+
+import asyncio
+import logging
+import secrets
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import text
+from sqlalchemy.pool import NullPool
+
+from core import embedded_postgres
+from core.config import get_settings
+from core.database import create_engine
+from core.database_url import DatabaseURL
+from core.embedded_postgres import EmbeddedPostgresError
+from core.migrations.backup import server_major
+from core.migrations.errors import MigrationError
+from core.migrations.restore import RestoreError, maintenance, quote, restore_file
+from core.postgres_client import find_client, run_client
+
+logger = logging.getLogger(__name__)
+
+_SUFFIX_BYTES = 4
+_LONGEST_STEM = 40
+
+
+class ScratchError(MigrationError):
+    """No copy could be made. The message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scratch:
+    """A copy, and where it is."""
+
+    url: DatabaseURL
+    server: str
+
+
+@asynccontextmanager
+async def scratch(
+    live: DatabaseURL, revisions: Sequence[str], *, with_data: bool, empty: bool
+) -> AsyncIterator[Scratch]:
+    """Make a database with the schema of `live`, at its revision; drop it at the end.
+
+    It is made on the server of `PLAN_DATABASE_URL`, or else on that of `live`, or else on the
+    project's own.
+
+    Args:
+        live: the database; it is only read.
+        revisions: where it is.
+        with_data: copy its rows, too.
+        empty: make an empty one instead.
+
+    Raises:
+        ScratchError: none could be made anywhere.
+        ClientProgramError: `live` can't be dumped.
+    """
+    stem = live.database.encode()[:_LONGEST_STEM].decode(errors="ignore")
+    name = f"{stem}_plan_{secrets.token_hex(_SUFFIX_BYTES)}"
+    with tempfile.TemporaryDirectory() as folder:
+        file = None
+        if not empty:
+            file = Path(folder) / "live.dump"
+            await _dump(live, file, with_data=with_data)
+        server, where = await _make(live, name, file)
+    try:
+        url = server.with_database(name)
+        if not (empty or with_data):  # rows of Alembic's table come along with the others
+            await _stamp(url, revisions)
+        yield Scratch(url=url, server=where)
+    finally:
+        await asyncio.shield(_drop(server, name))
+
+
+async def _dump(live: DatabaseURL, file: Path, *, with_data: bool) -> None:
+    engine = create_engine(live, poolclass=NullPool)
+    async with engine.connect() as connection:
+        major = await connection.run_sync(server_major)
+    await engine.dispose()
+    command = [
+        find_client("pg_dump", live, server_major=major),
+        "--format=custom",
+        "--no-password",
+        f"--file={file}",
+        f"--dbname={live.without_password}",
+        *([] if with_data else ["--schema-only"]),
+    ]
+    await asyncio.to_thread(run_client, command, live)
+
+
+async def _make(live: DatabaseURL, name: str, file: Path | None) -> tuple[DatabaseURL, str]:
+    """Make the database where it can be; return the server's address, and words for it."""
+    planned = get_settings().plan_database_url
+    server = planned or live
+    try:
+        await restore_file(server, file, name)
+    except RestoreError as error:
+        if planned is not None:
+            raise ScratchError(f"PLAN_DATABASE_URL: {error}") from error
+        refused = error
+    else:
+        return server, "PLAN_DATABASE_URL's server" if planned else "the same server"
+    try:
+        own = await asyncio.to_thread(embedded_postgres.start, "postgres")
+    except EmbeddedPostgresError as error:
+        raise ScratchError(
+            f"{refused}\\nA plan is rehearsed on a copy of the schema: let this user make databases "
+            "(ALTER ROLE ... CREATEDB), or set PLAN_DATABASE_URL to a server where it may."
+        ) from error
+    await restore_file(own, file, name)
+    return own, "the project's own server"
+
+
+async def _stamp(url: DatabaseURL, revisions: Sequence[str]) -> None:
+    engine = create_engine(url, poolclass=NullPool)
+    async with engine.begin() as connection:
+        for revision in revisions:
+            await connection.execute(
+                text("INSERT INTO alembic_version VALUES (:revision)"), {"revision": revision}
+            )
+    await engine.dispose()
+
+
+async def _drop(server: DatabaseURL, name: str) -> None:
+    async with maintenance(server) as connection:
+        await connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {quote(name)} WITH (FORCE)")

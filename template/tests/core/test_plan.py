@@ -1,0 +1,131 @@
+"""What a migration would do, rehearsed. The template's own tests have the long list of cases."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+from tests.support import Project
+
+from core.migrations import __main__ as migrations
+from core.migrations import state
+from core.migrations.plan import planner, rehearsal
+from core.postgres_client import ClientProgramError, find_client
+
+Plan = Callable[..., tuple[int, str]]
+
+UNSAFE = """
+op.execute("CREATE INDEX ix_a1 ON t_a1 (id)")
+    op.execute("ALTER TABLE t_a1 ADD FOREIGN KEY (id) REFERENCES other")
+    op.execute("ALTER TABLE t_a1 ALTER COLUMN id TYPE bigint")
+    op.execute("ALTER TABLE t_a1 ADD COLUMN token uuid DEFAULT gen_random_uuid()")
+    op.execute("ALTER TABLE t_a1 ADD COLUMN kind text NOT NULL")
+    op.execute("ALTER TABLE t_a1 RENAME COLUMN kind TO sort")
+    op.execute("ALTER TABLE other DROP COLUMN name")
+    op.execute("ALTER TABLE other ALTER COLUMN sort SET NOT NULL")
+    op.execute("ALTER TABLE t_a1 RENAME TO t_b1")
+    op.execute("DELETE FROM third")
+    op.execute("DROP TABLE fourth")
+    with op.get_context().autocommit_block():
+        op.execute("CREATE INDEX CONCURRENTLY ix_third ON third (id)")
+        op.execute("VACUUM FULL third")
+"""
+FIRST = """
+op.execute("CREATE TABLE other (id bigint PRIMARY KEY, name text, sort text)")
+    op.execute("CREATE TABLE third (id bigint)")
+    op.execute("CREATE TABLE fourth (id bigint)")
+"""
+
+
+@pytest.fixture
+def plan(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Plan:
+    """Plan the test's own revisions: returns the exit code and what was printed."""
+    version = project.connection.info.server_version // 10000
+    project.connection.rollback()
+    try:
+        find_client("pg_dump", None, server_major=version)
+    except ClientProgramError as error:
+        pytest.skip(str(error))
+    for module in (planner, rehearsal, state):
+        monkeypatch.setattr(module, "make_config", project.config)
+    monkeypatch.setenv("MIGRATION_PLAN_SMALL_ROWS", "0")
+
+    def run(*arguments: str) -> tuple[int, str]:
+        capsys.readouterr()
+        code = migrations.main(["plan", *arguments])
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return run
+
+
+def databases(project: Project) -> list[str]:
+    with project.connection.transaction():
+        rows = project.connection.execute("SELECT datname FROM pg_database ORDER BY 1").fetchall()
+    return [name for (name,) in rows if "_plan_" in name]
+
+
+def test_what_is_unsafe_is_said_in_each_format(project: Project, plan: Plan) -> None:
+    project.write("a1", None, FIRST.strip())
+    project.run("upgrade", "head")
+    project.write("b2", "a1", UNSAFE.strip(), table=False)
+    code, said = plan()
+    assert code == migrations.UNSAFE
+    for expected in (
+        "rewrites: every row of t_a1 is written anew",
+        "breaks running code: the column other.name is dropped",
+        "destroys data: the table fourth is dropped",
+        "destroys data: rows are deleted",
+        "cannot be undone",
+        "CREATE INDEX CONCURRENTLY",
+        "(outside of a transaction)",
+        "Unsafe: b2.",
+    ):
+        assert expected in " ".join(said.split())
+    document = json.loads(plan("--format=json")[1])
+    [revision] = document["revisions"]
+    keys = {reason["key"] for reason in revision["reasons"]}
+    assert {"rewrites:t_a1", "rewrites:third", "blocks reads:other"} <= keys
+    first = revision["statements"][0]
+    assert first["tables"][0]["lock"] == "SHARE"
+    assert "### `b2`" in plan("--format=markdown")[1]
+    assert databases(project) == []
+    assert project.tables() == {"t_a1", "other", "third", "fourth"}
+
+
+def test_what_is_safe_is_safe(project: Project, plan: Plan) -> None:
+    project.write("a1")
+    assert plan("--from=base")[0] == 0
+    project.run("upgrade", "head")
+    assert plan() == (0, f"Nothing is pending in the database {project.connection.info.dbname}.\n")
+    project.write("b2", "a1", "op.add_column('t_a1', sa.Column('name', sa.Text))", table=False)
+    text = project.folder / "b2.py"
+    text.write_text(
+        text.read_text().replace("DROP TABLE IF EXISTS t_b2", "ALTER TABLE t_a1 DROP name")
+    )
+    code, said = plan()
+    assert (code, "All of it is safe." in said) == (0, True)
+    assert plan("--with-data")[0] == 0
+
+
+def test_a_revision_that_fails_is_said_and_the_copy_is_dropped(
+    project: Project, plan: Plan
+) -> None:
+    project.write("a1")
+    project.write("b2", "a1", "raise RuntimeError('halfway')")
+    code, said = plan()
+    assert code == 1
+    assert "RuntimeError: halfway" in said
+    assert databases(project) == []
+
+
+def test_acknowledgements_are_checked(project: Project, plan: Plan) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    module = "acknowledged = {'destroys data:t_a1': 'unused', 'rewrites:t_a1': ''}"
+    project.write("b2", "a1", "op.execute('DELETE FROM t_a1')", table=False, module=module)
+    code, said = plan()
+    assert code == migrations.UNSAFE
+    assert "(acknowledged: unused)" in said
+    assert "'rewrites:t_a1' is acknowledged without a reason" in said
