@@ -5,7 +5,8 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.util import CommandError
@@ -41,6 +42,7 @@ from core.migrations.restore import RestoreError, restore
 from core.migrations.state import Revisions, SchemaReader, SchemaState, State
 from core.postgres_client import ClientProgramError, find_client
 
+T = TypeVar("T")
 UNSAFE = 3
 """The exit code of `plan` where something is unsafe."""
 
@@ -232,25 +234,28 @@ def _restore(given: argparse.Namespace) -> int:
     return 0
 
 
-def _end_as_by_ctrl_c(_number: int, _frame: object) -> None:
-    """End in order, so that the copy is dropped; a second SIGTERM changes nothing."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.raise_signal(signal.SIGINT)
+async def _ended_in_order(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`; Ctrl-C and SIGTERM, however often they come, let it clean up and end."""
+    loop, task = asyncio.get_running_loop(), asyncio.create_task(work)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, lambda: task.cancelling() or task.cancel())
+    try:
+        return await task
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 def _plan(given: argparse.Namespace) -> int:
     # What Alembic says of the copy would stand between the lines of the plan.
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, _end_as_by_ctrl_c)
-    plan = asyncio.run(
-        make_plan(
-            get_settings().migration_url,
-            load_alembic_config().safety,
-            start=given.start,
-            target=given.to,
-            with_data=given.with_data,
-        )
+    planning = make_plan(
+        get_settings().migration_url,
+        load_alembic_config().safety,
+        start=given.start,
+        target=given.to,
+        with_data=given.with_data,
     )
+    plan = asyncio.run(_ended_in_order(planning))
     print(render(plan, Format(given.format), colour=sys.stdout.isatty()))
     if any(item.rehearsed.error for item in plan.revisions):
         return 1
