@@ -6,18 +6,20 @@ https://www.postgresql.org/docs/current/explicit-locking.html
 """
 
 import json
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Any, Self
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 
 from core.migrations import batches, record
 from core.migrations.backup import server_major
 from core.migrations.lock import VERSION_TABLE
 
 OWN_TABLES = frozenset({VERSION_TABLE, record.TABLE, batches.TABLE})
+_CALLS_NOTHING = re.compile(r"\s*(ALTER|CREATE|DROP|COMMENT|GRANT|REVOKE)\b", re.IGNORECASE)
 _FIRST_USER_OID = 16384
 _FLUSHES_ON_DEMAND = 15
 """The first version of PostgreSQL with pg_stat_force_next_flush()."""
@@ -51,11 +53,15 @@ class ChangeKind(StrEnum):
 
     TABLE_DROPPED = "table dropped"
     TABLE_RENAMED = "table renamed"
+    VIEW_DROPPED = "view dropped"
+    PARTITION_DETACHED = "partition detached"
+    ROWS_SECURED = "row level security enabled"
     COLUMN_ADDED = "column added"
     COLUMN_DROPPED = "column dropped"
     COLUMN_RENAMED = "column renamed"
     COLUMN_RETYPED = "column retyped"
     COLUMN_REQUIRED = "column made required"
+    COLUMN_GENERATED = "column made generated"
     CONSTRAINT_ADDED = "constraint added"
     CONSTRAINT_VALIDATED = "constraint validated"
     CONSTRAINT_DROPPED = "constraint dropped"
@@ -72,6 +78,13 @@ class Column:
     required: bool
     filled: bool
     """Whether an INSERT that does not name it gets a value: a default, an identity, an expression."""
+    always: bool
+    """Whether an INSERT may not give it a value."""
+
+    @property
+    def missing(self) -> bool:
+        """Whether an INSERT that does not name it fails."""
+        return self.required and not self.filled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +106,11 @@ class Index:
     unique: bool
     definition: str
 
+    @property
+    def enforces(self) -> str:
+        """What makes it unique, without its name; empty where it is not unique."""
+        return self.definition.partition(" USING ")[2] if self.unique else ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Relation:
@@ -100,11 +118,30 @@ class Relation:
 
     oid: int
     name: str
+    """With its schema, where that is not public."""
     kind: str
+    """r table, p partitioned table, v view, m materialized view, f foreign table."""
     file: int | None
+    parent: int | None
+    """The table that it is a partition of."""
+    secured: bool
+    """Whether row level security is enabled."""
     columns: dict[int, Column]
     constraints: dict[int, Constraint]
     indexes: dict[int, Index]
+
+    @property
+    def key(self) -> str:
+        """The column that is the primary key; empty where there is none, or it has several."""
+        for constraint in self.constraints.values():
+            columns = re.fullmatch(r"PRIMARY KEY \((\w+)\)", constraint.definition)
+            if columns:
+                return columns[1]
+        return ""
+
+    def column(self, name: str) -> Column | None:
+        """Return the column of that name."""
+        return next((column for column in self.columns.values() if column.name == name), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +154,10 @@ class Change:
     detail: str = ""
     required: bool = False
     """Of a column: whether an INSERT of code that does not know it fails."""
-    constraint: str = ""
-    """Of a constraint: its kind."""
+    type: str = ""
+    """Of a column: the one it has now. Of a constraint: its kind."""
+    enforces: str = ""
+    """Of an index that was dropped: what it kept unique."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +165,17 @@ class Effect:
     """What a statement did to a table that was there before the revision."""
 
     table: str
+    live: str
+    """The name that it has where nothing is pending yet; empty where it is new since."""
     lock: Lock
     """The strongest that the transaction holds on it after the statement."""
+    acquired: bool = True
+    """Whether it was this statement that took it."""
     rewritten: bool = False
     scanned: bool = False
     rows: int = 0
+    key: str = ""
+    """The column that is its primary key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,15 +184,22 @@ class Observation:
 
     effects: tuple[Effect, ...] = ()
     changes: tuple[Change, ...] = ()
+    called: str = ""
+    """The source of functions that it may have called."""
 
 
 _RELATIONS = text(
     """
-    SELECT c.oid, c.oid::regclass::text AS name, c.relkind::text AS kind,
-        pg_relation_filenode(c.oid) AS file,
+    SELECT c.oid, c.relkind::text AS kind, pg_relation_filenode(c.oid) AS file,
+        CASE n.nspname WHEN 'public' THEN '' ELSE quote_ident(n.nspname) || '.' END
+            || quote_ident(c.relname) AS name,
+        (SELECT inhparent::bigint FROM pg_inherits WHERE inhrelid = c.oid AND c.relispartition)
+            AS parent,
+        c.relrowsecurity AS secured,
         (SELECT jsonb_object_agg(a.attnum, jsonb_build_object('name', a.attname,
             'type', format_type(a.atttypid, a.atttypmod), 'required', a.attnotnull,
-            'filled', a.atthasdef OR a.attidentity <> ''))
+            'filled', a.atthasdef OR a.attidentity <> '',
+            'always', a.attidentity = 'a' OR a.attgenerated <> ''))
          FROM pg_attribute a
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)::text AS columns,
         (SELECT jsonb_object_agg(o.oid::bigint, jsonb_build_object('name', o.conname,
@@ -171,12 +223,58 @@ _LOCKS = text(
     WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND l.relation >= :first
     """
 )
+_ALL_STATISTICS = text(
+    """
+    SELECT relid::bigint AS oid, seq_scan AS scans, n_tup_ins + n_tup_upd + n_tup_del AS rows
+    FROM pg_stat_user_tables
+    """
+)
 _STATISTICS = text(
     """
     SELECT relid::bigint AS oid, seq_scan AS scans, n_tup_ins + n_tup_upd + n_tup_del AS rows
     FROM pg_stat_xact_user_tables WHERE seq_scan > 0 OR n_tup_ins + n_tup_upd + n_tup_del > 0
     """
 )
+_OBJECTS = text(
+    """
+    SELECT 'enum value' AS kind, format_type(enumtypid, NULL) AS name, enumlabel AS value
+    FROM pg_enum
+    UNION ALL
+    SELECT CASE prokind WHEN 'p' THEN 'procedure' ELSE 'function' END,
+           oid::regprocedure::text, ''
+    FROM pg_proc p WHERE oid >= :first AND NOT EXISTS (
+        SELECT FROM pg_depend WHERE classid = 'pg_proc'::regclass AND objid = p.oid
+            AND deptype IN ('e', 'i')
+    )
+    UNION ALL
+    SELECT 'sequence', oid::regclass::text, '' FROM pg_class c
+    WHERE relkind = 'S' AND oid >= :first AND NOT EXISTS (
+        SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = c.oid
+            AND deptype IN ('a', 'i', 'e')
+    )
+    """
+)
+_SOURCES = text(
+    """
+    SELECT coalesce(string_agg(prosrc, E'\\n'), '') FROM pg_proc
+    WHERE oid >= :first AND position(proname IN :sql) > 0
+    """
+)
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class NamedObject:
+    """What code can name besides tables: a value of an enum, a function, a sequence."""
+
+    kind: str
+    name: str
+    value: str = ""
+
+
+def read_objects(connection: Connection) -> frozenset[NamedObject]:
+    """Return the functions, the sequences and the values of enums of the database."""
+    rows = connection.execute(_OBJECTS, {"first": _FIRST_USER_OID})
+    return frozenset(NamedObject(kind=row.kind, name=row.name, value=row.value) for row in rows)
 
 
 def read_relations(
@@ -190,6 +288,8 @@ def read_relations(
             name=row.name,
             kind=row.kind,
             file=row.file,
+            parent=row.parent,
+            secured=row.secured,
             columns={int(k): Column(**v) for k, v in _parse(row.columns).items()},
             constraints={int(k): Constraint(**v) for k, v in _parse(row.constraints).items()},
             indexes={int(k): Index(**v) for k, v in _parse(row.indexes).items()},
@@ -209,30 +309,48 @@ class Observer:
 
     connection: Connection
     relations: dict[int, Relation] = field(default_factory=dict)
-    _existed: dict[int, Relation] = field(default_factory=dict)
-    _scans: dict[int, int] = field(default_factory=dict)
-    _rows: dict[int, int] = field(default_factory=dict)
+    """What is there now."""
+    existed: dict[int, Relation] = field(default_factory=dict)
+    """What was there before the revision."""
+    _live: dict[int, str] = field(default_factory=dict)
+    _objects: frozenset[NamedObject] = frozenset()
+    _locks: dict[int, Lock] = field(default_factory=dict)
+    _counts: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def begin(self) -> None:
         """Begin with a revision: what is there now existed before."""
-        if not self.relations:
+        if not self._live:
             self.relations = read_relations(self.connection)
-        self._existed = {
+            self._live = {oid: relation.name for oid, relation in self.relations.items()}
+        self.existed = {
             oid: relation
             for oid, relation in self.relations.items()
             if relation.name not in OWN_TABLES
         }
+        self._objects = read_objects(self.connection)
         self.begin_transaction()
+
+    def end(self) -> tuple[tuple[Change, ...], list[NamedObject]]:
+        """End with a revision: return what changed unseen (a schema's name), and what is gone."""
+        after = read_relations(self.connection)
+        changes = self._take_over(set(self.relations) | set(after), after)
+        return changes, sorted(self._objects - read_objects(self.connection))
 
     def begin_transaction(self) -> None:
         """Count from nothing, as the server does once it has handed its counts on."""
         # Else it does so a second after the last time, whatever the transactions are.
         if server_major(self.connection) >= _FLUSHES_ON_DEMAND:
             self.connection.execute(text("SELECT pg_stat_force_next_flush()"))
-        self._scans.clear()
-        self._rows.clear()
+        self._locks, self._counts = {}, {}
 
-    def observe(self) -> Observation:
+    def begin_outside(self) -> list[str]:
+        """Begin with a statement outside of a transaction; return the tables that are there."""
+        self.begin_transaction()
+        self._counts = self._read_counts(_ALL_STATISTICS)
+        self.relations = read_relations(self.connection)
+        return [item.name for item in self.relations.values() if item.kind in "rp"]
+
+    def observe(self, sql: str) -> Observation:
         """Return what the statement that has just run, in the transaction, did."""
         locks: dict[int, Lock] = {}
         touched: set[int] = set()
@@ -246,58 +364,71 @@ class Observer:
             oid = row.oid if new_index else row.owner
             locks[oid] = max(lock, locks.get(oid, lock))
         after = read_relations(self.connection, touched)
-        before = {oid: self.relations.get(oid) for oid in touched}
-        statistics = {
-            row.oid: (row.scans, row.rows) for row in self.connection.execute(_STATISTICS)
-        }
+        effects = self._effects(locks, after, self._read_counts(_STATISTICS))
+        self._locks = locks
+        return Observation(
+            effects=effects, changes=self._take_over(touched, after), called=self._sources(sql)
+        )
+
+    def observe_committed(self, sql: str, locks: dict[int, Lock]) -> Observation:
+        """Return what a statement outside of a transaction did; `locks` were seen while it ran."""
+        if server_major(self.connection) >= _FLUSHES_ON_DEMAND:
+            self.connection.execute(text("SELECT pg_stat_force_next_flush()"))
+        after = read_relations(self.connection)
+        effects = self._effects(locks, after, self._read_counts(_ALL_STATISTICS))
+        changes = self._take_over(set(self.relations) | set(after), after)
+        return Observation(effects=effects, changes=changes, called=self._sources(sql))
+
+    def _read_counts(self, query: TextClause) -> dict[int, tuple[int, int]]:
+        return {row.oid: (row.scans, row.rows) for row in self.connection.execute(query)}
+
+    def _sources(self, sql: str) -> str:
+        if _CALLS_NOTHING.match(sql):
+            return ""
+        parameters = {"first": _FIRST_USER_OID, "sql": sql}
+        return str(self.connection.scalar(_SOURCES, parameters))
+
+    def _effects(
+        self,
+        locks: dict[int, Lock],
+        after: dict[int, Relation],
+        counts: dict[int, tuple[int, int]],
+    ) -> tuple[Effect, ...]:
         effects = []
         for oid, lock in locks.items():
-            old = self._existed.get(oid)
+            old, previous, now = self.existed.get(oid), self.relations.get(oid), after.get(oid)
             if old is None:
                 continue
-            scans, rows = statistics.get(oid, (0, 0))
-            now, previous = after.get(oid), before[oid]
+            (scans, rows), (scans_before, rows_before) = (
+                found.get(oid, (0, 0)) for found in (counts, self._counts)
+            )
             effects.append(
                 Effect(
                     table=old.name,
+                    live=self._live.get(oid, ""),
                     lock=lock,
+                    acquired=lock > self._locks.get(oid, 0),
                     rewritten=bool(now and previous and now.file != previous.file),
-                    scanned=scans > self._scans.get(oid, 0),
-                    rows=rows - self._rows.get(oid, 0),
+                    scanned=scans > scans_before,
+                    rows=rows - rows_before,
+                    key=old.key,
                 )
             )
-            self._scans[oid], self._rows[oid] = scans, rows
-        changes = self._take_over(touched, after)
-        return Observation(effects=tuple(effects), changes=changes)
-
-    def observe_committed(self, locks: dict[int, Lock]) -> Observation:
-        """Return what a statement outside of a transaction did; `locks` were seen while it ran."""
-        after = read_relations(self.connection)
-        before = dict(self.relations)
-        changes = self._take_over(set(before) | set(after), after)
-        effects = tuple(
-            Effect(
-                table=self._existed[oid].name,
-                lock=lock,
-                rewritten=oid in after and after[oid].file != before[oid].file,
-                scanned=any(
-                    change.kind is ChangeKind.CONSTRAINT_VALIDATED
-                    and change.table == self._existed[oid].name
-                    for change in changes
-                ),
-            )
-            for oid, lock in locks.items()
-            if oid in self._existed
-        )
-        return Observation(effects=effects, changes=changes)
+        self._counts = counts
+        return tuple(effects)
 
     def _take_over(self, oids: set[int], after: dict[int, Relation]) -> tuple[Change, ...]:
         """Return the changes of tables that existed, and make what is there now the state."""
         changes: list[Change] = []
         for oid in sorted(oids):
             old, new = self.relations.get(oid), after.get(oid)
-            if oid in self._existed and old is not None:
-                changes += differences(old, new)
+            if oid in self.existed and old is not None:
+                name = self.existed[oid].name
+                changes += [replace(item, table=name) for item in differences(old, new)]
+                if old.parent and new and not new.parent and old.parent in self.existed:
+                    parent = self.existed[old.parent].name
+                    detached = ChangeKind.PARTITION_DETACHED
+                    changes.append(Change(kind=detached, table=parent, name=old.name))
             if new is not None:
                 self.relations[oid] = new
             else:
@@ -308,8 +439,11 @@ class Observer:
 def differences(old: Relation, new: Relation | None) -> list[Change]:
     """Return what became of a table."""
     if new is None:
-        return [Change(kind=ChangeKind.TABLE_DROPPED, table=old.name)]
+        dropped = ChangeKind.VIEW_DROPPED if old.kind in "vm" else ChangeKind.TABLE_DROPPED
+        return [Change(kind=dropped, table=old.name)]
     changes = []
+    if new.secured and not old.secured:
+        changes.append(Change(kind=ChangeKind.ROWS_SECURED, table=old.name))
     if new.name != old.name:
         renamed = Change(kind=ChangeKind.TABLE_RENAMED, table=old.name, detail=new.name)
         changes.append(renamed)
@@ -328,7 +462,7 @@ def differences(old: Relation, new: Relation | None) -> list[Change]:
                 table=old.name,
                 name=constraint.name,
                 detail=constraint.definition,
-                constraint=constraint.kind,
+                type=constraint.kind,
             )
         )
     gone = [item.name for oid, item in old.constraints.items() if oid not in new.constraints]
@@ -343,41 +477,45 @@ def differences(old: Relation, new: Relation | None) -> list[Change]:
                     detail=index.definition,
                 )
             )
-    gone = [index.name for oid, index in old.indexes.items() if oid not in new.indexes]
-    changes += [Change(kind=ChangeKind.INDEX_DROPPED, table=old.name, name=n) for n in gone]
+    dropped = ChangeKind.INDEX_DROPPED
+    changes += [
+        Change(kind=dropped, table=old.name, name=index.name, enforces=index.enforces)
+        for oid, index in old.indexes.items()
+        if oid not in new.indexes
+    ]
     return changes
 
 
 def _columns(old: Relation, new: Relation) -> list[Change]:
     changes = []
+
+    def changed(kind: ChangeKind, column: Column, detail: str = "", name: str = "") -> None:
+        changes.append(
+            Change(
+                kind=kind,
+                table=old.name,
+                name=name or column.name,
+                detail=detail,
+                type=column.type,
+                required=column.missing,
+            )
+        )
+
     for number, column in new.columns.items():
         before = old.columns.get(number)
-        missing = column.required and not column.filled
         if before is None:
-            added = ChangeKind.COLUMN_ADDED
-            changes.append(
-                Change(
-                    kind=added,
-                    table=old.name,
-                    name=column.name,
-                    detail=column.type,
-                    required=missing,
-                )
-            )
+            changed(ChangeKind.COLUMN_ADDED, column, column.type)
             continue
         if column.name != before.name:
-            renamed = ChangeKind.COLUMN_RENAMED
-            changes.append(
-                Change(kind=renamed, table=old.name, name=before.name, detail=column.name)
-            )
+            changed(ChangeKind.COLUMN_RENAMED, column, column.name, before.name)
         if column.type != before.type:
-            retyped = ChangeKind.COLUMN_RETYPED
             detail = f"{before.type} to {column.type}"
-            changes.append(Change(kind=retyped, table=old.name, name=column.name, detail=detail))
-        if missing and not (before.required and not before.filled):
-            required = ChangeKind.COLUMN_REQUIRED
-            changes.append(Change(kind=required, table=old.name, name=column.name, required=True))
-    gone = [column.name for number, column in old.columns.items() if number not in new.columns]
-    dropped = ChangeKind.COLUMN_DROPPED
-    changes += [Change(kind=dropped, table=old.name, name=name) for name in gone]
+            changed(ChangeKind.COLUMN_RETYPED, column, detail)
+        if column.missing and not before.missing:
+            changed(ChangeKind.COLUMN_REQUIRED, column)
+        if column.always and not before.always:
+            changed(ChangeKind.COLUMN_GENERATED, column)
+    for number, column in old.columns.items():
+        if number not in new.columns:
+            changed(ChangeKind.COLUMN_DROPPED, column)
     return changes

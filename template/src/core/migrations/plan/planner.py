@@ -17,7 +17,7 @@ from core.migrations.plan.scratch import scratch
 from core.migrations.plan.verdicts import (
     Reason,
     Size,
-    Threshold,
+    Sizes,
     Verdict,
     judge,
     wrong_acknowledgements,
@@ -26,10 +26,18 @@ from core.migrations.state import Revisions, SchemaReader, State
 
 _SIZES = text(
     """
-    SELECT c.oid::regclass::text AS name, greatest(c.reltuples, 0)::bigint AS rows,
-           pg_relation_size(c.oid) AS bytes, pg_indexes_size(c.oid) AS index_bytes
+    SELECT CASE n.nspname WHEN 'public' THEN '' ELSE quote_ident(n.nspname) || '.' END
+            || quote_ident(c.relname) AS name,
+        sum(greatest(part.reltuples, 0))::bigint AS rows,
+        sum(pg_table_size(part.oid))::bigint AS bytes,
+        sum(pg_indexes_size(part.oid))::bigint AS index_bytes
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relkind IN ('r', 'm') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+    CROSS JOIN LATERAL (
+        SELECT c.oid WHERE c.relkind <> 'p' UNION SELECT relid FROM pg_partition_tree(c.oid)
+    ) AS tree JOIN pg_class part ON part.oid = tree.oid
+    WHERE c.relkind IN ('r', 'm', 'p') AND n.nspname !~ '^pg_'
+      AND n.nspname <> 'information_schema'
+    GROUP BY 1
     """
 )
 
@@ -64,7 +72,10 @@ class Plan:
     database: str
     rehearsed_on: str
     current: tuple[str, ...]
+    with_data: bool = False
     revisions: list[RevisionPlan] = field(default_factory=list)
+    tables: Mapping[str, Size] = field(default_factory=dict)
+    """The live tables that the revisions touch."""
 
     @property
     def safe(self) -> bool:
@@ -100,22 +111,53 @@ async def make_plan(
         raise MigrationError(state.reason)
     if state.state is State.AHEAD and not start:
         raise MigrationError(state.describe())
-    async with engine.connect() as connection:
-        sizes = await connection.run_sync(_read_sizes)
     if not start and not state.pending:
         return Plan(database=live.database, rehearsed_on="", current=state.current)
+    async with engine.connect() as connection:
+        tables = await connection.run_sync(_read_sizes)
     async with scratch(live, state.current, with_data=with_data, empty=bool(start)) as copy:
         if start not in {"", "base"}:
-            await _bring_to(copy.url, start)
+            await bring_to(copy.url, start)
         rehearsed = await rehearse(copy.url, target)
-    threshold = Threshold(rows=options.plan_small_rows, bytes=options.plan_small_bytes)
+    sizes = Sizes(
+        tables=tables, small_rows=options.plan_small_rows, small_bytes=options.plan_small_bytes
+    )
+    touched = {
+        effect.live
+        for item in rehearsed
+        for statement in item.statements
+        for effect in statement.observation.effects
+    }
+    return Plan(
+        database=live.database,
+        rehearsed_on=copy.server,
+        current=(start,) if start else state.current,
+        with_data=with_data,
+        revisions=plan_revisions(rehearsed, revisions, sizes),
+        tables={name: size for name, size in tables.items() if name in touched},
+    )
+
+
+def plan_revisions(
+    rehearsed: list[Rehearsed], revisions: Revisions, sizes: Sizes
+) -> list[RevisionPlan]:
+    """Return what each of the rehearsed revisions would do, judged.
+
+    Raises:
+        MigrationError: `acknowledged` of one is no table of texts.
+    """
     script = ScriptDirectory.from_config(make_config())
     plans = []
     for item in rehearsed:
         with migration_errors():
             module = script.get_revision(item.revision).module
-        acknowledged: Mapping[str, str] = getattr(module, "acknowledged", {})
-        reasons = judge(item, sizes, threshold, acknowledged)
+        acknowledged = getattr(module, "acknowledged", {})
+        if not isinstance(acknowledged, Mapping):
+            raise MigrationError(
+                f"{module.__file__}: acknowledged: expected a dict of a verdict and table to a "
+                f'reason, such as {{"rewrites:orders": "window on 12 May"}}, not {acknowledged!r}'
+            )
+        reasons = judge(item, sizes, acknowledged)
         plans.append(
             RevisionPlan(
                 revision=item.revision,
@@ -125,8 +167,7 @@ async def make_plan(
                 wrong_acknowledgements=wrong_acknowledgements(reasons, acknowledged),
             )
         )
-    current = (start,) if start else state.current
-    return Plan(database=live.database, rehearsed_on=copy.server, current=current, revisions=plans)
+    return plans
 
 
 def _read_sizes(connection: Connection) -> dict[str, Size]:
@@ -136,7 +177,8 @@ def _read_sizes(connection: Connection) -> dict[str, Size]:
     }
 
 
-async def _bring_to(url: DatabaseURL, revision: str) -> None:
+async def bring_to(url: DatabaseURL, revision: str) -> None:
+    """Upgrade the database at `url`, a copy, to a revision."""
     engine = create_engine(url, poolclass=NullPool)
     async with engine.connect() as connection:
         await connection.run_sync(

@@ -19,8 +19,8 @@ from sqlalchemy.util import await_only
 from core.database import create_engine
 from core.database_url import DatabaseURL
 from core.migrations.config import make_config
-from core.migrations.plan.catalog import Lock, Observation, Observer, read_relations
-from core.migrations.plan.fingerprint import fingerprint
+from core.migrations.plan.catalog import Lock, NamedObject, Observation, Observer, Relation
+from core.migrations.plan.fingerprint import Fingerprint, describe_difference, fingerprint
 
 _POLL = 0.002
 _OWN = re.compile(r"alembic_version|alembic_backfill|^(SHOW|SET|BEGIN|COMMIT|ROLLBACK)\b")
@@ -50,6 +50,12 @@ class Rehearsed:
 
     revision: str
     statements: list[Statement] = field(default_factory=list)
+    gone: list[NamedObject] = field(default_factory=list)
+    """Functions, sequences and values of enums that are gone after it."""
+    before: dict[str, Relation] = field(default_factory=dict)
+    """The tables and views that it changes, as they were before it, by name."""
+    after: dict[str, Relation] = field(default_factory=dict)
+    """Those that have these names after it."""
     error: str = ""
     """Why its upgrade failed; empty where it did not."""
     downgrade_error: str = ""
@@ -62,7 +68,7 @@ class Recorder:
     def __init__(self, connection: Connection, watcher: "LockWatcher") -> None:
         self.connection = connection
         self.rehearsed: list[Rehearsed] = []
-        self.fingerprints: list[str] = []
+        self.fingerprints: list[Fingerprint] = []
         self._watcher = watcher
         self._observer = Observer(connection)
         self._asking = False
@@ -81,6 +87,21 @@ class Recorder:
     def end(self) -> None:
         """End with the revision; what follows is the runner's own."""
         self._asking = True
+        item = self.rehearsed[-1]
+        unseen, item.gone = self._observer.end()
+        if unseen:
+            observation = Observation(changes=unseen)
+            item.statements.append(
+                Statement(sql="", seconds=0, in_transaction=True, observation=observation)
+            )
+        named = {c.table for s in item.statements for c in s.observation.changes}
+        item.before, item.after = (
+            {relation.name: relation for relation in relations if relation.name in named}
+            for relations in (
+                self._observer.existed.values(),
+                self._observer.relations.values(),
+            )
+        )
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -118,9 +139,7 @@ class Recorder:
         if not self._in_transaction():
             with self._quietly():
                 pid = self.connection.scalar(text("SELECT pg_backend_pid()"))
-                tables = [
-                    r.name for r in read_relations(self.connection).values() if r.kind in "rp"
-                ]
+                tables = self._observer.begin_outside()
             await_only(self._watcher.hold(pid, tables))
         self._started = time.perf_counter()
 
@@ -131,10 +150,10 @@ class Recorder:
         in_transaction = self._in_transaction()
         with self._quietly():
             if in_transaction:
-                observation = self._observer.observe()
+                observation = self._observer.observe(sql)
             else:
                 locks = await_only(self._watcher.release())
-                observation = self._observer.observe_committed(locks)
+                observation = self._observer.observe_committed(sql, locks)
                 self._observer.begin_transaction()
         self._running = ""
         self.rehearsed[-1].statements.append(
@@ -238,7 +257,7 @@ def _downgrade(connection: Connection, recorder: Recorder) -> None:
         after = fingerprint(connection)
         connection.rollback()
         if after != before:
-            item.downgrade_error = "the schema is another one after it than before the upgrade"
+            item.downgrade_error = describe_difference(before, after)
 
 
 def _any(connection: Connection) -> str:

@@ -42,6 +42,11 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "rehearsed_on": plan.rehearsed_on,
         "current": list(plan.current),
         "safe": plan.safe,
+        "with_data": plan.with_data,
+        "tables": {
+            name: {"rows": size.rows, "bytes": size.bytes, "index_bytes": size.index_bytes}
+            for name, size in sorted(plan.tables.items())
+        },
         "revisions": [
             {
                 "revision": item.revision,
@@ -154,7 +159,7 @@ def _table(plan: Plan, *, colour: bool) -> list[str]:
             if reason.open and reason.safe_way:
                 lines.append("    the safe way:")
                 lines += [f"      {line}" for line in reason.safe_way.splitlines()]
-        for problem in _problems(item):
+        for problem in problems(item, plan):
             lines += wrap(problem, 2)
     if conclusion := _conclusion(plan):
         lines += ["", paint(conclusion, _GREEN if plan.safe else _YELLOW)]
@@ -168,11 +173,13 @@ def _reason(reason: Reason) -> str:
     return f"{reason.verdict}: {reason.why}{suffix}"
 
 
-def _problems(item: RevisionPlan) -> list[str]:
-    problems = [*item.wrong_acknowledgements]
+def problems(item: RevisionPlan, plan: Plan) -> list[str]:
+    """Return what stands in the way of a revision besides its verdicts."""
+    lines = [*item.wrong_acknowledgements]
     if item.rehearsed.error:
-        problems.insert(0, f"the rehearsal failed: {item.rehearsed.error}")
-    return problems
+        hint = "" if plan.with_data else " (the copy has no rows; WITH_DATA=1 copies them)"
+        lines.insert(0, f"the rehearsal failed: {item.rehearsed.error}{hint}")
+    return lines
 
 
 def _shorten(sql: str, width: int) -> str:
@@ -189,7 +196,7 @@ def _markdown(plan: Plan) -> list[str]:
         mark = "" if item.safe else "⚠️ "
         lines.append(f"| `{item.revision}` | {_cell(item.message)} | {mark}{verdicts} |")
     for item in plan.revisions:
-        if not item.reasons and not _problems(item):
+        if not item.reasons and not problems(item, plan):
             continue
         lines += ["", f"### `{item.revision}` {_cell(item.message)}", ""]
         for reason in item.reasons:
@@ -199,7 +206,7 @@ def _markdown(plan: Plan) -> list[str]:
             if reason.open and reason.safe_way:
                 way = [f"  {line}" for line in reason.safe_way.splitlines()]
                 lines += ["", "  The safe way:", "", "  ```python", *way, "  ```"]
-        lines += [f"- {_cell(problem)}" for problem in _problems(item)]
+        lines += [f"- {_cell(problem)}" for problem in problems(item, plan)]
     return [*lines, "", _conclusion(plan)]
 
 

@@ -4,21 +4,23 @@ import asyncio
 import logging
 import secrets
 import tempfile
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from core import embedded_postgres
 from core.config import get_settings
-from core.database import create_engine
+from core.database import DatabaseUnavailableError, create_engine
 from core.database_url import DatabaseURL
 from core.embedded_postgres import EmbeddedPostgresError
 from core.migrations.backup import server_major
-from core.migrations.errors import MigrationError
+from core.migrations.errors import MigrationError, describe_error
 from core.migrations.restore import RestoreError, maintenance, quote, restore_file
 from core.postgres_client import find_client, run_client
 
@@ -26,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 _SUFFIX_BYTES = 4
 _LONGEST_STEM = 40
+_PATIENCE = 10.0
+_PAUSE = 0.5
+"""Seconds: how long a server that restarts is waited for, and between two tries."""
 
 
 class ScratchError(MigrationError):
@@ -126,5 +131,18 @@ async def _stamp(url: DatabaseURL, revisions: Sequence[str]) -> None:
 
 
 async def _drop(server: DatabaseURL, name: str) -> None:
-    async with maintenance(server) as connection:
-        await connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {quote(name)} WITH (FORCE)")
+    statement = f"DROP DATABASE IF EXISTS {quote(name)} WITH (FORCE)"
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            async with maintenance(server) as connection:
+                await connection.exec_driver_sql(statement)
+        except (DBAPIError, DatabaseUnavailableError) as error:
+            if time.monotonic() > until:
+                why = describe_error(error) if isinstance(error, DBAPIError) else error
+                raise ScratchError(
+                    f"the copy could not be dropped ({why}). When the server is back: {statement}"
+                ) from error
+            await asyncio.sleep(_PAUSE)
+        else:
+            return

@@ -1,10 +1,11 @@
-"""What is unsafe about a revision, why, and the safe way to get there."""
+"""What is unsafe about a revision, and why."""
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from core.migrations.plan import safe_ways
 from core.migrations.plan.catalog import Change, ChangeKind, Effect, Lock
 from core.migrations.plan.rehearsal import Rehearsed, Statement
 
@@ -12,6 +13,15 @@ _BYTES_PER_SECOND = 200_000_000
 """What a server reads in a scan, give or take: disks of cloud providers do 100 to 500 MB/s."""
 _BYTES_WRITTEN_PER_SECOND = 50_000_000
 """What it writes where each row goes to a new file, and into each index again."""
+
+_TIMES = (
+    (0.1, "moments"),
+    (1, "up to a second"),
+    (10, "seconds"),
+    (60, "tens of seconds"),
+    (600, "minutes"),
+    (3600, "tens of minutes"),
+)
 
 
 class Verdict(StrEnum):
@@ -26,14 +36,41 @@ class Verdict(StrEnum):
     CANNOT_BE_UNDONE = "cannot be undone"
 
 
-_SELECT = re.compile(r"\s*SELECT\b", re.IGNORECASE)
-_BATCH = "WHERE id BETWEEN :first AND :last"
-_OF_SIZE = {Verdict.BLOCKS_WRITES, Verdict.BLOCKS_READS, Verdict.REWRITES}
+_TAKES_LONG = {Verdict.BLOCKS_WRITES, Verdict.BLOCKS_READS, Verdict.REWRITES}
+_QUERY = re.compile(r"\s*(SELECT|VALUES|TABLE)\b", re.IGNORECASE)
+_DEFINES = re.compile(r"\s*(CREATE|ALTER|COMMENT)\b", re.IGNORECASE)
+_DELETES = re.compile(r"\bDELETE\s+FROM\b", re.IGNORECASE)
+_TRUNCATES = re.compile(r"\bTRUNCATE\b", re.IGNORECASE)
+
+_REQUIRED = "{what} is required and has no default: an INSERT that does not know it fails"
+_RENAMED = "{what} is called {change.detail} now: code that knows the old name fails"
+_BROKEN = {
+    ChangeKind.TABLE_DROPPED: "{what} is dropped: code that uses it fails",
+    ChangeKind.VIEW_DROPPED: "{what} is dropped: code that uses it fails",
+    ChangeKind.COLUMN_DROPPED: "the column {what} is dropped: code that names it fails",
+    ChangeKind.TABLE_RENAMED: _RENAMED,
+    ChangeKind.COLUMN_RENAMED: _RENAMED,
+    ChangeKind.COLUMN_RETYPED: (
+        "{what} goes from {change.detail}: code that has the old type may fail"
+    ),
+    ChangeKind.COLUMN_ADDED: _REQUIRED,
+    ChangeKind.COLUMN_REQUIRED: _REQUIRED,
+    ChangeKind.COLUMN_GENERATED: (
+        "{what} is generated always: an INSERT that gives it a value fails"
+    ),
+    ChangeKind.PARTITION_DETACHED: (
+        "{change.name} is no partition any more: its rows are gone from {change.table}"
+    ),
+    ChangeKind.ROWS_SECURED: "row level security hides rows of {what} from all but its owner",
+    ChangeKind.INDEX_DROPPED: (
+        "nothing keeps {change.enforces} of {change.table} unique: INSERT ... ON CONFLICT fails"
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How large a table is, live."""
+    """How large a table is, live; with its partitions."""
 
     rows: int
     bytes: int
@@ -41,15 +78,24 @@ class Size:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Threshold:
-    """What is small: both have to hold."""
+class Sizes:
+    """The live tables, and what of them is small."""
 
-    rows: int
-    bytes: int
+    tables: Mapping[str, Size] | None
+    """None where there is no live database: any table may be large then."""
+    small_rows: int = 0
+    small_bytes: int = 0
 
-    def is_small(self, size: Size | None) -> bool:
+    def of(self, table: str) -> Size | None:
+        """Return the size of a table; None where it is not known, or there is none live."""
+        return (self.tables or {}).get(table)
+
+    def is_small(self, table: str) -> bool:
         """Return whether a table is small; one that is not there live has no rows."""
-        return size is None or (size.rows < self.rows and size.bytes < self.bytes)
+        if self.tables is None:
+            return False
+        size = self.of(table)
+        return size is None or (size.rows < self.small_rows and size.bytes < self.small_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +107,10 @@ class Reason:
     why: str
     safe_way: str = ""
     statement: str = ""
+    measured: str = ""
+    """The live table whose size says for how long."""
     small: bool = False
-    """The table is small, so that it was let through."""
+    """That table is small, so that it was let through."""
     acknowledged: str = ""
     """Why the revision does it all the same, in its author's words."""
 
@@ -77,34 +125,39 @@ class Reason:
         return not self.small and not self.acknowledged
 
 
-def judge(
-    item: Rehearsed,
-    sizes: Mapping[str, Size],
-    threshold: Threshold,
-    acknowledged: Mapping[str, str],
-) -> list[Reason]:
+def judge(item: Rehearsed, sizes: Sizes, acknowledged: Mapping[str, str]) -> list[Reason]:
     """Return what is unsafe about a revision, each once.
 
     Args:
         item: what was seen in its rehearsal.
         sizes: the live tables.
-        threshold: what is small.
         acknowledged: the revision's own, a key of a reason to why.
     """
-    found: dict[str, Reason] = {}
+    found: dict[tuple[Verdict, str, str], Reason] = {}
     for statement in item.statements:
-        for reason in _reasons(statement, sizes):
-            found.setdefault(reason.key, reason)
+        for reason in _reasons(statement, item, sizes):
+            # What takes long is said once a table, of the first statement that does; each column
+            # that is lost is said by itself.
+            what = "" if reason.verdict in _TAKES_LONG else reason.why
+            found.setdefault((reason.verdict, reason.table, what), reason)
+    reasons = [*found.values(), *_of_objects(item)]
     if item.downgrade_error:
-        found[Verdict.CANNOT_BE_UNDONE] = Reason(
-            verdict=Verdict.CANNOT_BE_UNDONE, table="", why=item.downgrade_error
+        reasons.append(
+            Reason(
+                verdict=Verdict.CANNOT_BE_UNDONE,
+                table="",
+                why=item.downgrade_error,
+                safe_way=safe_ways.UNDO,
+            )
         )
-    reasons = []
-    for key, reason in found.items():
-        small = reason.verdict in _OF_SIZE and threshold.is_small(sizes.get(reason.table))
-        words = acknowledged.get(key, "").strip()
-        reasons.append(replace(reason, small=small, acknowledged=words))
-    return reasons
+    return [
+        replace(
+            reason,
+            small=reason.verdict in _TAKES_LONG and sizes.is_small(reason.measured),
+            acknowledged=str(acknowledged.get(reason.key, "")).strip(),
+        )
+        for reason in reasons
+    ]
 
 
 def wrong_acknowledgements(reasons: list[Reason], acknowledged: Mapping[str, str]) -> list[str]:
@@ -113,7 +166,7 @@ def wrong_acknowledgements(reasons: list[Reason], acknowledged: Mapping[str, str
     wrong = [
         f"{key!r} is acknowledged without a reason"
         for key, why in acknowledged.items()
-        if not why.strip()
+        if not str(why).strip()
     ]
     wrong += [
         f"{key!r} is acknowledged and does not happen" for key in acknowledged if key not in keys
@@ -121,203 +174,220 @@ def wrong_acknowledgements(reasons: list[Reason], acknowledged: Mapping[str, str
     return wrong
 
 
-def _reasons(statement: Statement, sizes: Mapping[str, Size]) -> Iterator[Reason]:
-    sql = statement.sql
-    observation = statement.observation
-    built = {
-        change.table for change in observation.changes if change.kind is ChangeKind.INDEX_BUILT
+def _reasons(statement: Statement, item: Rehearsed, sizes: Sizes) -> Iterator[Reason]:
+    for reason in (*_of_locks(statement, sizes), *_of_rows(statement)):
+        yield replace(reason, statement=statement.sql)
+    for change in statement.observation.changes:
+        for reason in _of_change(change, item):
+            yield replace(reason, statement=statement.sql)
+
+
+def _of_locks(statement: Statement, sizes: Sizes) -> Iterator[Reason]:
+    """Return what takes long while a lock is held, on the same table or on another one."""
+    changes = statement.observation.changes
+    built = {change.table for change in changes if change.kind is ChangeKind.INDEX_BUILT}
+    long = {
+        effect.table: what
+        for effect in statement.observation.effects
+        if (what := _takes_long(effect, statement, indexed=effect.table in built))
     }
-    for effect in observation.effects:
-        reason = _of_effect(effect, statement, indexed=effect.table in built)
+    # The one that takes longest stands for all.
+    by_size = sorted(
+        (effect for effect in statement.observation.effects if effect.table in long),
+        key=lambda effect: -_seconds(effect, sizes),
+    )
+    for effect in statement.observation.effects:
+        reason = None
+        if effect.table in long:
+            reason = _of_long(effect, statement, long[effect.table])
+        elif by_size and effect.lock >= Lock.SHARE and statement.in_transaction:
+            other = by_size[0]
+            verdict, nobody = _blocked(effect.lock)
+            reason = Reason(
+                verdict=verdict,
+                table=effect.table,
+                why=(
+                    f"{long[other.table]} of {other.table} while {effect.lock} on {effect.table} "
+                    f"is held: {nobody} meanwhile"
+                ),
+                safe_way=safe_ways.APART,
+                measured=other.live,
+            )
         if reason is not None:
-            how_long = _how_long(reason.verdict, sizes.get(effect.table))
-            yield replace(reason, why=reason.why + how_long, statement=sql)
-        if _truncates(sql, effect):
-            yield Reason(
-                verdict=Verdict.DESTROYS_DATA,
-                table=effect.table,
-                why="all rows are deleted",
-                statement=sql,
-            )
-        elif (
-            re.match(r"\s*(WITH\b.*)?DELETE\b", sql, re.IGNORECASE)
-            and effect.lock >= Lock.ROW_EXCLUSIVE
-        ):
-            yield Reason(
-                verdict=Verdict.DESTROYS_DATA,
-                table=effect.table,
-                why="rows are deleted",
-                statement=sql,
-            )
-    for change in observation.changes:
-        for reason in _of_change(change):
-            yield replace(reason, statement=sql)
+            yield replace(reason, why=reason.why + _how_long(reason, sizes))
 
 
-def _truncates(sql: str, effect: Effect) -> bool:
-    return effect.rewritten and bool(re.search(r"\bTRUNCATE\b", sql, re.IGNORECASE))
+def _takes_long(effect: Effect, statement: Statement, *, indexed: bool) -> str:
+    """Return what takes long, as the beginning of a sentence; empty if nothing does."""
+    if _empties(effect, statement):
+        return ""
+    if effect.rewritten:
+        return "every row is written anew"
+    if indexed:
+        return "an index is built"
+    return "every row is read" if effect.scanned else ""
 
 
-def _of_effect(effect: Effect, statement: Statement, *, indexed: bool) -> Reason | None:
-    """Return the reason of a statement that takes long while a lock is held."""
+def _blocked(lock: Lock) -> tuple[Verdict, str]:
+    if lock >= Lock.ACCESS_EXCLUSIVE:
+        return Verdict.BLOCKS_READS, "nobody reads or writes it"
+    return Verdict.BLOCKS_WRITES, "nobody writes to it"
+
+
+def _of_long(effect: Effect, statement: Statement, what: str) -> Reason | None:
+    """Return the reason of a statement that takes long on a table."""
     table, changes = effect.table, statement.observation.changes
-    if _truncates(statement.sql, effect):
-        return None
     if effect.rewritten:
         return Reason(
             verdict=Verdict.REWRITES,
             table=table,
             why=f"every row of {table} is written anew, and nobody reads or writes it meanwhile",
-            safe_way=_instead_of_a_rewrite(table, changes),
+            safe_way=safe_ways.instead_of_a_rewrite(effect, changes, statement.sql),
+            measured=effect.live,
         )
-    long = "an index is built" if indexed else "every row is read" if effect.scanned else ""
-    reason = None
-    if long and effect.lock >= Lock.SHARE:
-        reads = effect.lock >= Lock.ACCESS_EXCLUSIVE
-        blocked = "reads or writes it" if reads else "writes to it"
-        reason = Reason(
-            verdict=Verdict.BLOCKS_READS if reads else Verdict.BLOCKS_WRITES,
+    if effect.lock >= Lock.SHARE:
+        verdict, nobody = _blocked(effect.lock)
+        return Reason(
+            verdict=verdict,
             table=table,
-            why=f"{long} under {effect.lock} on {table}: nobody {blocked} meanwhile",
-            safe_way=_instead_of_a_scan(table, changes),
+            why=f"{what} under {effect.lock} on {table}: {nobody} meanwhile",
+            safe_way=safe_ways.instead_of_a_scan(effect, changes, statement.sql),
+            measured=effect.live,
         )
-    elif long and effect.lock == Lock.ROW_EXCLUSIVE and not _SELECT.match(statement.sql):
-        reason = Reason(
+    # The lock of rows that were changed before stays; a query that is new to it calls a function.
+    changing = effect.lock == Lock.ROW_EXCLUSIVE and not _QUERY.match(statement.sql)
+    if changing or (effect.lock == Lock.ROW_EXCLUSIVE and effect.acquired):
+        return Reason(
             verdict=Verdict.BLOCKS_WRITES,
             table=table,
             why=f"rows of {table} are changed in one transaction: nobody changes those meanwhile",
-            safe_way=(
-                "from core.migrations.batches import in_batches\n"
-                f'in_batches("... {_BATCH}", table="{table}")\n'
-                "# in a revision of its own"
-            ),
+            safe_way=safe_ways.in_batches(effect, statement.sql),
+            measured=effect.live,
         )
-    return reason
+    return None
 
 
-def _update(table: str) -> str:
-    return f"UPDATE {table}"
-
-
-def _instead_of_a_rewrite(table: str, changes: tuple[Change, ...]) -> str:
-    for change in changes:
-        if change.table != table:
-            continue
-        if change.kind is ChangeKind.COLUMN_RETYPED:
-            new = change.detail.split(" to ")[-1]
-            return (
-                f'op.execute("ALTER TABLE {table} ADD COLUMN {change.name}_new {new}")\n'
-                "# the code writes both; in the next revision:\n"
-                f'in_batches("{_update(table)} SET {change.name}_new = {change.name}::{new}'
-                f' {_BATCH}", table="{table}")\n'
-                f"# the code reads {change.name}_new; in a later release drop {change.name}"
+def _of_rows(statement: Statement) -> Iterator[Reason]:
+    """Return which tables lose rows."""
+    for effect in statement.observation.effects:
+        why = ""
+        if _empties(effect, statement):
+            why = f"all rows of {effect.table} are deleted"
+        elif effect.lock >= Lock.ROW_EXCLUSIVE and _names(statement, effect.table, _DELETES):
+            why = f"rows of {effect.table} are deleted"
+        if why:
+            yield Reason(
+                verdict=Verdict.DESTROYS_DATA,
+                table=effect.table,
+                why=why,
+                safe_way=safe_ways.acknowledge(f"{Verdict.DESTROYS_DATA}:{effect.table}"),
             )
-        if change.kind is ChangeKind.COLUMN_ADDED:
-            return (
-                f'op.execute("ALTER TABLE {table} ADD COLUMN {change.name} {change.detail}")\n'
-                f'op.execute("ALTER TABLE {table} ALTER COLUMN {change.name} SET DEFAULT ...")\n'
-                "# in the next revision:\n"
-                f'in_batches("{_update(table)} SET {change.name} = ... {_BATCH}", table="{table}")'
-            )
-    return ""
 
 
-def _instead_of_a_scan(table: str, changes: tuple[Change, ...]) -> str:
-    ours = [change for change in changes if change.table == table]
-    for change in ours or changes:
-        if change.kind is ChangeKind.CONSTRAINT_ADDED and change.constraint in "fc":
-            return (
-                f'op.execute("ALTER TABLE {change.table} ADD CONSTRAINT {change.name}'
-                f' {change.detail} NOT VALID")\n'
-                "# in the next revision:\n"
-                f'op.execute("ALTER TABLE {change.table} VALIDATE CONSTRAINT {change.name}")'
-            )
-        if change.kind is ChangeKind.CONSTRAINT_ADDED and change.constraint in "pu":
-            kind = "PRIMARY KEY" if change.constraint == "p" else "UNIQUE"
-            columns = change.detail[change.detail.find("(") :]
-            return (
-                "with op.get_context().autocommit_block():\n"
-                f'    op.execute("CREATE UNIQUE INDEX CONCURRENTLY {change.name}'
-                f' ON {table} {columns}")\n'
-                "# in the next revision:\n"
-                f'op.execute("ALTER TABLE {table} ADD CONSTRAINT {change.name}'
-                f' {kind} USING INDEX {change.name}")'
-            )
-    for change in ours:
-        if change.kind is ChangeKind.COLUMN_REQUIRED:
-            check = f"ck_{table.rsplit('.', maxsplit=1)[-1]}_{change.name}"
-            return (
-                f'op.execute("ALTER TABLE {table} ADD CONSTRAINT {check}'
-                f' CHECK ({change.name} IS NOT NULL) NOT VALID")\n'
-                "# in the next revision:\n"
-                f'op.execute("ALTER TABLE {table} VALIDATE CONSTRAINT {check}")\n'
-                "# and in the one after it:\n"
-                f'op.alter_column("{table}", "{change.name}", nullable=False)\n'
-                f'op.drop_constraint("{check}", "{table}")'
-            )
-        if change.kind is ChangeKind.INDEX_BUILT:
-            concurrently = re.sub(r"^(CREATE (?:UNIQUE )?INDEX)", r"\1 CONCURRENTLY", change.detail)
-            return (
-                "with op.get_context().autocommit_block():\n"
-                f'    op.execute("{concurrently}")\n'
-                "# in a revision of its own"
-            )
-    return "# in a revision of its own, before the statement that takes the lock"
+def _empties(effect: Effect, statement: Statement) -> bool:
+    text = f"{statement.sql}\n{statement.observation.called}"
+    return effect.rewritten and bool(_TRUNCATES.search(text)) and not _DEFINES.match(text)
 
 
-def _of_change(change: Change) -> Iterator[Reason]:
+def _names(statement: Statement, table: str, verb: re.Pattern[str]) -> bool:
+    """Return whether the statement, or a function that it calls, does that to the table."""
+    text = f"{statement.sql}\n{statement.observation.called}"
+    if _DEFINES.match(text):
+        return False
+    name = re.escape(table.rpartition(".")[2].strip('"'))
+    return any(
+        re.match(rf'\s+(ONLY\s+)?("?\w+"?\.)?"?{name}"?(?!\w)', text[found.end() :], re.IGNORECASE)
+        for found in verb.finditer(text)
+    )
+
+
+def _of_change(change: Change, item: Rehearsed) -> Iterator[Reason]:
     """Return what a change of the schema does to data, and to the code that runs meanwhile."""
     table, name = change.table, change.name
-    later = "# first a release whose code does not use it; then, in the next one, this revision"
-    expand = (
-        "# add the new one, fill it, let the code write both and read it; drop the old one later"
-    )
-    broken = Verdict.BREAKS_RUNNING_CODE
-    if change.kind is ChangeKind.TABLE_DROPPED:
-        why = f"the table {table} is dropped"
-        yield Reason(verdict=Verdict.DESTROYS_DATA, table=table, why=why, safe_way=later)
+    if change.kind in {ChangeKind.TABLE_DROPPED, ChangeKind.COLUMN_DROPPED}:
         yield Reason(
-            verdict=broken, table=table, why=f"{why}: code that uses it fails", safe_way=later
-        )
-    elif change.kind is ChangeKind.COLUMN_DROPPED:
-        why = f"the column {table}.{name} is dropped"
-        yield Reason(verdict=Verdict.DESTROYS_DATA, table=table, why=why, safe_way=later)
-        yield Reason(
-            verdict=broken, table=table, why=f"{why}: code that names it fails", safe_way=later
-        )
-    elif change.kind in {ChangeKind.TABLE_RENAMED, ChangeKind.COLUMN_RENAMED}:
-        what = f"{table}.{name}" if name else table
-        why = f"{what} is called {change.detail} now: code that knows the old name fails"
-        yield Reason(verdict=broken, table=table, why=why, safe_way=expand)
-    elif change.kind is ChangeKind.COLUMN_RETYPED:
-        why = f"{table}.{name} goes from {change.detail}: code that has the old type may fail"
-        yield Reason(verdict=broken, table=table, why=why, safe_way=expand)
-    elif change.required:
-        why = (
-            f"{table}.{name} is required and has no default: an INSERT that does not know it fails"
-        )
-        yield Reason(
-            verdict=broken,
+            verdict=Verdict.DESTROYS_DATA,
             table=table,
-            why=why,
-            safe_way="# give it a server_default, or let the code write it a release before",
+            why=f"the {f'column {table}.{name}' if name else f'table {table}'} is dropped",
+            safe_way=safe_ways.acknowledge(f"{Verdict.DESTROYS_DATA}:{table}"),
+        )
+    broken = _broken(change)
+    if broken and not _mended(change, item):
+        yield Reason(
+            verdict=Verdict.BREAKS_RUNNING_CODE,
+            table=table,
+            why=broken,
+            safe_way=safe_ways.instead_of_a_break(change),
         )
 
 
-def _how_long(verdict: Verdict, size: Size | None) -> str:
+def _broken(change: Change) -> str:
+    """Return what a change does to code that uses all there was; empty if nothing."""
+    of_insert = {ChangeKind.COLUMN_ADDED, ChangeKind.COLUMN_REQUIRED}
+    if change.kind in of_insert and not change.required:
+        return ""
+    if change.kind is ChangeKind.INDEX_DROPPED and not change.enforces:
+        return ""
+    what = f"{change.table}.{change.name}" if change.name else change.table
+    return _BROKEN.get(change.kind, "").format(what=what, change=change)
+
+
+def _mended(change: Change, item: Rehearsed) -> bool:
+    """Return whether the revision's end has again, under the old name, what was changed."""
+    old, new = item.before.get(change.table), item.after.get(change.table)
+    if old is None or new is None:
+        return False
+    column = new.column(change.name)
+    mended = False
+    match change.kind:
+        case ChangeKind.TABLE_DROPPED | ChangeKind.VIEW_DROPPED | ChangeKind.TABLE_RENAMED:
+            has = {(column.name, column.type) for column in new.columns.values()}
+            mended = all((column.name, column.type) in has for column in old.columns.values())
+        case ChangeKind.COLUMN_DROPPED | ChangeKind.COLUMN_RENAMED | ChangeKind.COLUMN_RETYPED:
+            before = old.column(change.name)
+            mended = bool(column and before and column.type == before.type)
+        case ChangeKind.COLUMN_ADDED | ChangeKind.COLUMN_REQUIRED:
+            mended = column is None or not column.missing
+        case ChangeKind.COLUMN_GENERATED:
+            mended = column is not None and not column.always
+        case ChangeKind.ROWS_SECURED:
+            mended = not new.secured
+        case ChangeKind.INDEX_DROPPED:
+            mended = any(index.enforces == change.enforces for index in new.indexes.values())
+    return mended
+
+
+def _of_objects(item: Rehearsed) -> Iterator[Reason]:
+    for gone in item.gone:
+        value = f"the value {gone.value!r} of {gone.name}" if gone.value else f"the {gone.kind}"
+        name = value if gone.value else f"{value} {gone.name}"
+        yield Reason(
+            verdict=Verdict.BREAKS_RUNNING_CODE,
+            table=gone.name,
+            why=f"{name} is gone: code that uses it fails",
+            safe_way=safe_ways.NEXT_RELEASE,
+        )
+
+
+def _seconds(effect: Effect, sizes: Sizes) -> float:
+    size = sizes.of(effect.live)
+    if size is None:
+        return 0
+    if effect.rewritten:
+        return (size.bytes + size.index_bytes) / _BYTES_WRITTEN_PER_SECOND
+    return size.bytes / _BYTES_PER_SECOND
+
+
+def _how_long(reason: Reason, sizes: Sizes) -> str:
     """Return for how long, as an order of magnitude, and from what that is concluded."""
+    size = sizes.of(reason.measured)
     if size is None:
         return ""
-    speed = _BYTES_WRITTEN_PER_SECOND if verdict is Verdict.REWRITES else _BYTES_PER_SECOND
-    amount = size.bytes + (size.index_bytes if verdict is Verdict.REWRITES else 0)
-    seconds = amount / speed
-    words = next(
-        (words for limit, words in ((0.1, "moments"), (1, "up to a second"), (10, "seconds"),
-         (60, "tens of seconds"), (600, "minutes"), (3600, "tens of minutes")) if seconds < limit),
-        "hours",
-    )  # fmt: skip
-    verb = "written" if verdict is Verdict.REWRITES else "read"
+    rewrites = reason.verdict is Verdict.REWRITES
+    speed = _BYTES_WRITTEN_PER_SECOND if rewrites else _BYTES_PER_SECOND
+    amount = size.bytes + (size.index_bytes if rewrites else 0)
+    words = next((words for limit, words in _TIMES if amount / speed < limit), "hours")
     return (
-        f"; {words}: {amount / 1e6:,.1f} MB ({size.rows:,} rows) {verb} at about"
-        f" {speed / 1e6:.0f} MB/s"
+        f"; {words}: {amount / 1e6:,.1f} MB ({size.rows:,} rows) {'written' if rewrites else 'read'}"
+        f" at about {speed / 1e6:.0f} MB/s"
     )
