@@ -46,9 +46,15 @@ def _import(path: Path) -> ModuleType:
     try:
         return importlib.import_module(".".join(parts))
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        if isinstance(error, SyntaxError) and error.filename == str(path):
-            lines = [error.lineno]
-        place = f"{relative}:{lines[-1]}" if lines else str(relative)
-        raise AppImportError(f"{place}: {type(error).__name__}: {error}") from error
+        raise AppImportError(describe_import_error(error, path)) from error
+
+
+def describe_import_error(error: Exception, path: Path) -> str:
+    """Return file, line and cause of an error that importing the file at `path` raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines = [error.lineno]
+    relative = path.relative_to(ROOT)
+    place = f"{relative}:{lines[-1]}" if lines else str(relative)
+    return f"{place}: {type(error).__name__}: {error}"

@@ -5,6 +5,7 @@ import asyncio
 import logging
 import signal
 import sys
+import textwrap
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -27,6 +28,8 @@ from core.migrations.backup import (
     list_backups,
     take_backup,
 )
+from core.migrations.check.checks import Outcome, run_checks
+from core.migrations.check.released import rebase
 from core.migrations.config import (
     AlembicConfigError,
     BackupKind,
@@ -79,6 +82,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan.add_argument("--to", default="head", help="go to this revision")
     plan.add_argument("--with-data", action="store_true", help="copy the rows, too")
     plan.set_defaults(run=_plan)
+    check = commands.add_parser("check", help="say whether the revisions may be merged")
+    check.add_argument("--base", default="", help="the branch to merge into; else origin's main")
+    check.set_defaults(run=lambda given: _check(given.base))
+    rebasing = commands.add_parser("rebase", help="let the new revisions follow those of the base")
+    rebasing.add_argument("--base", default="", help="the branch to merge into; else origin's main")
+    rebasing.set_defaults(run=lambda given: _rebase(given.base))
     given = parser.parse_args(arguments)
     try:
         load_alembic_config()  # a wrong option is said by every command
@@ -260,6 +269,28 @@ def _plan(given: argparse.Namespace) -> int:
     if any(item.rehearsed.error for item in plan.revisions):
         return 1
     return 0 if plan.safe else UNSAFE
+
+
+def _check(base: str) -> int:
+    # What Alembic says of each of its steps would stand between the lines.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+    async def check() -> int:
+        failed = 0
+        async for result in run_checks(get_settings().migration_url, base):
+            failed += result.outcome is Outcome.FAILED
+            print(f"{result.outcome:<5} {result.check:<18}  {result.note}".rstrip(), flush=True)
+            for problem in result.problems:
+                print(textwrap.indent(problem, " " * 6), flush=True)
+        return failed
+
+    return 1 if asyncio.run(_ended_in_order(check())) else 0
+
+
+def _rebase(base: str) -> int:
+    for line in rebase(base):
+        print(line)
+    return 0
 
 
 if __name__ == "__main__":

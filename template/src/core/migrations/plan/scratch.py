@@ -103,7 +103,7 @@ async def _make(live: DatabaseURL, name: str, file: Path | None) -> tuple[Databa
     server = planned or live
     try:
         await restore_file(server, file, name)
-    except RestoreError as error:
+    except (DatabaseUnavailableError, RestoreError) as error:
         if planned is not None:
             raise ScratchError(f"PLAN_DATABASE_URL: {error}") from error
         refused = error

@@ -1,0 +1,1 @@
+"""The gate for CI: whether the revisions of a branch may be merged."""

@@ -1,0 +1,197 @@
+"""Revisions as files: those of this folder, and those of the branch that it is merged into."""
+
+import ast
+import hashlib
+import io
+import re
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alembic.script import ScriptDirectory
+
+from core.migrations.config import make_config
+from core.migrations.errors import MigrationError
+from core.project import ROOT
+
+DEFAULT_BASE = "origin/main"
+_GIT = shutil.which("git") or "git"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RevisionFile:
+    """What the text of a revision's file says, without running it."""
+
+    path: Path
+    """Relative to the project."""
+    revision: str
+    parents: tuple[str, ...]
+    digest: str
+    """Of its code: comments, the message and the format may change."""
+
+    @classmethod
+    def parse(cls, path: Path, source: str) -> "RevisionFile | None":
+        """Return what the file says; None if it is no revision, or no Python."""
+        try:
+            module = ast.parse(source)
+        except SyntaxError:
+            return None
+        values = {name: value for name, value, _ in _assigned(module)}
+        revision, parents = values.get("revision"), values.get("down_revision")
+        if not isinstance(revision, str):
+            return None
+        if ast.get_docstring(module) is not None:
+            module.body = module.body[1:]
+        return cls(
+            path=path,
+            revision=revision,
+            parents=(parents,) if isinstance(parents, str) else tuple(parents or ()),
+            digest=hashlib.sha256(ast.dump(module).encode()).hexdigest(),
+        )
+
+
+def _assigned(module: ast.Module) -> Iterator[tuple[str, Any, ast.expr]]:
+    """Yield the names of a module that are given literals, with value and place."""
+    for statement in module.body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            try:
+                value = ast.literal_eval(statement.value)
+            except ValueError:
+                continue
+            for target in targets:
+                if isinstance(target, ast.Name):
+                    yield target.id, value, statement.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """The revisions of the branch that this one is merged into, the base."""
+
+    name: str
+    files: Mapping[str, RevisionFile]
+    """By revision."""
+    common: Mapping[str, RevisionFile]
+    """Those of the last commit that both have."""
+
+    @property
+    def heads(self) -> list[str]:
+        """The revisions that none follows."""
+        followed = {parent for file in self.files.values() for parent in file.parents}
+        return sorted(set(self.files) - followed)
+
+
+def revision_folders() -> list[Path]:
+    """Return the folders that hold revisions, relative to the project where they are in it."""
+    script = ScriptDirectory.from_config(make_config())
+    folders = [Path(folder).resolve() for folder in script._version_locations]  # noqa: SLF001
+    return [folder.relative_to(ROOT) for folder in folders if folder.is_relative_to(ROOT)]
+
+
+def read_files() -> dict[Path, str]:
+    """Return the text of each Python file in the folders of revisions."""
+    return {
+        folder / path.name: path.read_text(encoding="utf-8")
+        for folder in revision_folders()
+        for path in sorted((ROOT / folder).glob("*.py"))
+        if path.name != "__init__.py"
+    }
+
+
+def read_branch(name: str) -> Branch | None:
+    """Return the revisions of a branch; None where no branch was named, and there is no main.
+
+    Raises:
+        MigrationError: there is no such branch or commit here, or no git.
+    """
+    base = name or _git("rev-parse", "--abbrev-ref", "origin/HEAD").strip() or DEFAULT_BASE
+    commit = _git("rev-parse", "--verify", "--quiet", f"{base}^{{commit}}").strip()
+    if not commit:
+        if not name:
+            return None
+        raise MigrationError(
+            f"BASE={name}: there is no such branch or commit here; fetch it first "
+            f"(git fetch origin {name.removeprefix('origin/')}; in CI, check out with its history)"
+        )
+    common = _git("merge-base", "HEAD", commit).strip()
+    return Branch(name=base, files=_read(commit), common=_read(common) if common else {})
+
+
+def rebase(base: str) -> list[str]:
+    """Let the first of the new revisions follow the head of the base; return what was done.
+
+    Raises:
+        MigrationError: there is no base, or it has several heads, or not all of it is here.
+    """
+    branch = read_branch(base)
+    if branch is None:
+        raise MigrationError("there is no base branch here: BASE=<branch or commit> names one")
+    if len(branch.heads) != 1:
+        heads = ", ".join(branch.heads) or "none"
+        raise MigrationError(f"{branch.name} has not one head but: {heads}")
+    [head] = branch.heads
+    sources = read_files()
+    here = [file for path in sources if (file := RevisionFile.parse(path, sources[path]))]
+    if head not in {file.revision for file in here}:
+        raise MigrationError(f"{branch.name} is at {head}, which is not here: merge it first")
+    new = {file.revision: file for file in here if file.revision not in branch.files}
+    first = [
+        file
+        for file in new.values()
+        if not any(parent in new for parent in file.parents) and file.parents != (head,)
+    ]
+    for file in first:
+        _follow(ROOT / file.path, sources[file.path], head)
+    return [f"{file.path}: follows {head} now" for file in first] or [
+        f"Every new revision follows {branch.name} already."
+    ]
+
+
+def _follow(path: Path, source: str, parent: str) -> None:
+    [place] = [place for name, _, place in _assigned(ast.parse(source)) if name == "down_revision"]
+    lines = source.splitlines(keepends=True)
+    line = lines[place.lineno - 1].encode()
+    end = place.end_col_offset if place.end_lineno == place.lineno else None
+    rest = line[end:] if end is not None else b"\n"
+    changed = line[: place.col_offset] + f'"{parent}"'.encode() + rest
+    lines[place.lineno - 1 : place.end_lineno] = [changed.decode()]
+    text = re.sub(
+        r"^Revises:.*$", f"Revises: {parent}", "".join(lines), count=1, flags=re.MULTILINE
+    )
+    path.write_text(text, encoding="utf-8")
+
+
+def _read(commit: str) -> dict[str, RevisionFile]:
+    # git knows paths from its own top; in the archive they are relative to the current folder.
+    folders = [folder.as_posix() for folder in revision_folders()]
+    there = [folder for folder in folders if _git("ls-tree", commit, "--", f"{folder}/")]
+    if not there:
+        return {}
+    done = subprocess.run(
+        [_GIT, "archive", commit, "--", *there], cwd=ROOT, capture_output=True, check=True
+    )
+    files = {}
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        for member in archive:
+            path = Path(member.name)
+            opened = archive.extractfile(member)
+            if opened is None or path.suffix != ".py":
+                continue
+            if file := RevisionFile.parse(path, opened.read().decode()):
+                files[file.revision] = file
+    return files
+
+
+def _git(*arguments: str) -> str:
+    """Return what git prints; nothing where it fails, or is not installed."""
+    try:
+        done = subprocess.run(
+            [_GIT, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return ""
+    return done.stdout if done.returncode == 0 else ""
