@@ -75,6 +75,74 @@ MEMORY = dedent("""
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6)
 """)
 
+TABLES, PENDING = 200, 50
+"""Of the plan: the live tables, and the revisions that are pending."""
+
+TABLES_REVISION = """
+from alembic import op
+revision = "tables"
+down_revision = "3f1c9b7d5a20"
+
+
+def upgrade() -> None:
+    for n in range({tables}):
+        op.execute(
+            f"CREATE TABLE t{{n}} (id bigint PRIMARY KEY, name text, kind int, at timestamptz, data jsonb)"
+        )
+        op.execute(f"CREATE INDEX ix_t{{n}} ON t{{n}} (kind, at)")
+
+
+def downgrade() -> None:
+    for n in range({tables}):
+        op.execute(f"DROP TABLE t{{n}}")
+"""
+PENDING_REVISION = """
+from alembic import op
+revision = "p{n}"
+down_revision = "{parent}"
+
+
+def upgrade() -> None:
+    op.execute("ALTER TABLE t{n} ADD COLUMN note text")
+    op.execute("ALTER TABLE t{n} ADD CONSTRAINT ck_t{n} CHECK (kind > 0) NOT VALID")
+    op.execute("CREATE INDEX ix_t{n}_note ON t{n} (note)")
+    op.execute("CREATE TABLE n{n} (id bigint PRIMARY KEY, t_id bigint REFERENCES t{n})")
+
+
+def downgrade() -> None:
+    op.execute("DROP TABLE n{n}")
+    op.execute("ALTER TABLE t{n} DROP COLUMN note, DROP CONSTRAINT ck_t{n}")
+"""
+
+COPY_URL = (
+    "from core.config import get_settings; "
+    "print(get_settings().url.with_database('by_hand').libpq, end='')"
+)
+EMPTY_COPY = dedent("""
+    import subprocess, tempfile
+    from core.config import get_settings
+    from core.postgres_client import find_client
+
+    url = get_settings().url
+    psql, dump, restore = (find_client(name, url) for name in ("psql", "pg_dump", "pg_restore"))
+    copy = url.with_database("by_hand").libpq
+    commands = ["-c", "DROP DATABASE IF EXISTS by_hand", "-c", "CREATE DATABASE by_hand"]
+    subprocess.run([psql, "-q", "-d", url.libpq, *commands], check=True)
+    with tempfile.NamedTemporaryFile() as file:
+        schema = ["--schema-only", "-d", url.libpq]
+        subprocess.run([dump, "-Fc", f"--file={file.name}", *schema], check=True)
+        subprocess.run([restore, "--jobs=4", "-d", copy, file.name], check=True)
+    version = ["-c", "INSERT INTO alembic_version VALUES ('tables')"]
+    subprocess.run([psql, "-q", "-d", copy, *version], check=True)
+""")
+PEAK = dedent("""
+    import resource, subprocess, sys
+    code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+    scale = 1 if sys.platform == "darwin" else 1024
+    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * scale / 1e6)
+    sys.exit(0 if code in (0, 3) else code)
+""")
+
 
 class Project:
     """A project rendered with the default answers, installed, migrated."""
@@ -178,6 +246,43 @@ def measure(project: Project) -> None:
 
         floor, ours = pairs(lambda run=run: run("floor"), lambda run=run: run("project"))  # type: ignore[misc]
         show(what, unit, floor, ours)
+    measure_plan(project)
+
+
+def measure_plan(project: Project) -> None:
+    """Measure the plan of many revisions against running them."""
+    versions = project.path / "migrations" / "versions"
+    (versions / "tables.py").write_text(TABLES_REVISION.format(tables=TABLES), encoding="utf-8")
+    parents = ["tables", *(f"p{n}" for n in range(PENDING))]
+    for n, parent in enumerate(parents[:PENDING]):
+        text = PENDING_REVISION.format(n=n, parent=parent)
+        (versions / f"p{n}.py").write_text(text, encoding="utf-8")
+    plan = [project.python, "-c", PEAK, project.python, "-m", "core.migrations", "plan"]
+    peaks, alone = [], []
+
+    def by_hand() -> float:
+        """Make an empty copy and run the revisions there, as a person would."""
+        started = time.perf_counter()
+        project.run(project.python, "-c", EMPTY_COPY)
+        copied = time.perf_counter()
+        upgrade = [project.python, "-m", "alembic", "upgrade", "head"]
+        project.run("env", f"DATABASE_URL={project.run(project.python, '-c', COPY_URL)}", *upgrade)
+        done = time.perf_counter()
+        alone.append(done - copied)
+        return done - started
+
+    def rehearse() -> float:
+        started = time.perf_counter()
+        peaks.append(float(project.run(*plan)))
+        return time.perf_counter() - started
+
+    project.run(project.python, "-m", "alembic", "upgrade", "tables")
+    floor, ours = pairs(by_hand, rehearse)
+    note = (
+        f"limit 2 (with the copy made before: {ours / statistics.median(alone):.1f} x); "
+        f"memory {max(peaks):.0f} MB (limit 300)"
+    )
+    show(f"{PENDING} revisions, {TABLES} tables: by hand, migrate-plan", "s", floor, ours, note)
 
 
 if __name__ == "__main__":

@@ -120,8 +120,16 @@ async def restore(
         return await _swap(server, url, target) if replace else target
 
 
-async def restore_file(url: DatabaseURL, file: Path | None, target: str) -> None:
+async def restore_file(
+    url: DatabaseURL, file: Path | None, target: str, *, analyze: bool = True
+) -> None:
     """Make the database `target` on the server of `url`, out of a dump, or empty.
+
+    Args:
+        url: a database of the server.
+        file: the dump; None for an empty database.
+        target: the new database's name.
+        analyze: let the server know how many rows there are now.
 
     Raises:
         ClientProgramError: the dump can't be restored; no database was left.
@@ -131,7 +139,7 @@ async def restore_file(url: DatabaseURL, file: Path | None, target: str) -> None
         if file is None:
             await _create(server, "", target)
             return
-        dump = _Dump(file, url, await server.run_sync(server_major))
+        dump = _Dump(file, url, await server.run_sync(server_major), analyze=analyze)
         if not await _fill(server, dump, target, owners=True):
             await _fill(server, dump, target, owners=False)
 
@@ -186,8 +194,9 @@ async def _create(server: AsyncConnection, script: str, target: str) -> None:
 class _Dump:
     """A dump, and the programs that read it and fit the server."""
 
-    def __init__(self, file: Path, url: DatabaseURL, server_major: int) -> None:
+    def __init__(self, file: Path, url: DatabaseURL, server_major: int, *, analyze: bool) -> None:
         self.file = file
+        self.analyze = analyze
         self.url = url
         self.server_major = server_major
         self.program = self._that_reads_it()
@@ -236,7 +245,8 @@ class _Dump:
             real = [line for line in errors if '"transaction_timeout"' not in line]
             if not (newer and errors) or real:
                 raise ClientProgramError("\n".join(real[:3]) or str(error)) from None
-        self._sql(self.url.with_database(target), b"ANALYZE;")
+        if self.analyze:
+            self._sql(self.url.with_database(target), b"ANALYZE;")
 
     def _set_properties(self, script: str) -> None:
         """Set the database's owner, settings, comment and privileges, each if it can be."""

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection, text
 
 from core.migrations import batches, record
 from core.migrations.backup import server_major
@@ -112,6 +112,18 @@ class Index:
         return self.definition.partition(" USING ")[2] if self.unique else ""
 
 
+class Counts(NamedTuple):
+    """What was done to a table since the server last handed its counts on."""
+
+    scans: int
+    """How often it was read to its end."""
+    rows: int
+    """How many rows were inserted, updated or deleted."""
+
+
+NOTHING = Counts(0, 0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Relation:
     """A table or view as the catalogs have it."""
@@ -129,6 +141,7 @@ class Relation:
     columns: dict[int, Column]
     constraints: dict[int, Constraint]
     indexes: dict[int, Index]
+    counts: Counts = NOTHING
 
     @property
     def key(self) -> str:
@@ -196,6 +209,10 @@ _RELATIONS = text(
         (SELECT inhparent::bigint FROM pg_inherits WHERE inhrelid = c.oid AND c.relispartition)
             AS parent,
         c.relrowsecurity AS secured,
+        coalesce(pg_stat_get_xact_numscans(c.oid), 0) AS scans,
+        coalesce(pg_stat_get_xact_tuples_inserted(c.oid), 0)
+            + coalesce(pg_stat_get_xact_tuples_updated(c.oid), 0)
+            + coalesce(pg_stat_get_xact_tuples_deleted(c.oid), 0) AS rows,
         (SELECT jsonb_object_agg(a.attnum, jsonb_build_object('name', a.attname,
             'type', format_type(a.atttypid, a.atttypmod), 'required', a.attnotnull,
             'filled', a.atthasdef OR a.attidentity <> '',
@@ -223,18 +240,6 @@ _LOCKS = text(
     WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND l.relation >= :first
     """
 )
-_ALL_STATISTICS = text(
-    """
-    SELECT relid::bigint AS oid, seq_scan AS scans, n_tup_ins + n_tup_upd + n_tup_del AS rows
-    FROM pg_stat_user_tables
-    """
-)
-_STATISTICS = text(
-    """
-    SELECT relid::bigint AS oid, seq_scan AS scans, n_tup_ins + n_tup_upd + n_tup_del AS rows
-    FROM pg_stat_xact_user_tables WHERE seq_scan > 0 OR n_tup_ins + n_tup_upd + n_tup_del > 0
-    """
-)
 _OBJECTS = text(
     """
     SELECT 'enum value' AS kind, format_type(enumtypid, NULL) AS name, enumlabel AS value
@@ -260,6 +265,12 @@ _SOURCES = text(
     WHERE oid >= :first AND position(proname IN :sql) > 0
     """
 )
+_STATISTICS = text(
+    """
+    SELECT relid::bigint AS oid, seq_scan AS scans, n_tup_ins + n_tup_upd + n_tup_del AS rows
+    FROM pg_stat_user_tables
+    """
+)
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -269,6 +280,12 @@ class NamedObject:
     kind: str
     name: str
     value: str = ""
+
+
+def locked_relations(connection: Connection) -> set[int]:
+    """Return the oids of what the transaction holds locks on, and of the tables of its indexes."""
+    rows = connection.execute(_LOCKS, {"first": _FIRST_USER_OID})
+    return {oid for row in rows for oid in (row.oid, row.owner)}
 
 
 def read_objects(connection: Connection) -> frozenset[NamedObject]:
@@ -290,6 +307,7 @@ def read_relations(
             file=row.file,
             parent=row.parent,
             secured=row.secured,
+            counts=Counts(row.scans, row.rows),
             columns={int(k): Column(**v) for k, v in _parse(row.columns).items()},
             constraints={int(k): Constraint(**v) for k, v in _parse(row.constraints).items()},
             indexes={int(k): Index(**v) for k, v in _parse(row.indexes).items()},
@@ -312,10 +330,12 @@ class Observer:
     """What is there now."""
     existed: dict[int, Relation] = field(default_factory=dict)
     """What was there before the revision."""
+    touched: set[int] | None = field(default_factory=set)
+    """The oids that the revision locked; None where it had statements outside of a transaction."""
     _live: dict[int, str] = field(default_factory=dict)
     _objects: frozenset[NamedObject] = frozenset()
     _locks: dict[int, Lock] = field(default_factory=dict)
-    _counts: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _counts: dict[int, Counts] = field(default_factory=dict)
 
     def begin(self) -> None:
         """Begin with a revision: what is there now existed before."""
@@ -327,14 +347,19 @@ class Observer:
             for oid, relation in self.relations.items()
             if relation.name not in OWN_TABLES
         }
-        self._objects = read_objects(self.connection)
+        self._objects = self._objects or read_objects(self.connection)
+        self.touched = set()
         self.begin_transaction()
 
     def end(self) -> tuple[tuple[Change, ...], list[NamedObject]]:
-        """End with a revision: return what changed unseen (a schema's name), and what is gone."""
+        """End with a revision: return what changed without a lock, and which objects are gone.
+
+        The name of a schema does, and with it those of its tables.
+        """
         after = read_relations(self.connection)
         changes = self._take_over(set(self.relations) | set(after), after)
-        return changes, sorted(self._objects - read_objects(self.connection))
+        before, self._objects = self._objects, read_objects(self.connection)
+        return changes, sorted(before - self._objects)
 
     def begin_transaction(self) -> None:
         """Count from nothing, as the server does once it has handed its counts on."""
@@ -346,7 +371,8 @@ class Observer:
     def begin_outside(self) -> list[str]:
         """Begin with a statement outside of a transaction; return the tables that are there."""
         self.begin_transaction()
-        self._counts = self._read_counts(_ALL_STATISTICS)
+        self.touched = None
+        self._counts = self._committed_counts()
         self.relations = read_relations(self.connection)
         return [item.name for item in self.relations.values() if item.kind in "rp"]
 
@@ -363,8 +389,11 @@ class Observer:
             new_index = row.oid != row.owner and (owner is None or row.oid not in owner.indexes)
             oid = row.oid if new_index else row.owner
             locks[oid] = max(lock, locks.get(oid, lock))
+        if self.touched is not None:
+            self.touched |= touched
         after = read_relations(self.connection, touched)
-        effects = self._effects(locks, after, self._read_counts(_STATISTICS))
+        counts = {oid: relation.counts for oid, relation in after.items()}
+        effects = self._effects(locks, after, counts)
         self._locks = locks
         return Observation(
             effects=effects, changes=self._take_over(touched, after), called=self._sources(sql)
@@ -375,12 +404,13 @@ class Observer:
         if server_major(self.connection) >= _FLUSHES_ON_DEMAND:
             self.connection.execute(text("SELECT pg_stat_force_next_flush()"))
         after = read_relations(self.connection)
-        effects = self._effects(locks, after, self._read_counts(_ALL_STATISTICS))
+        effects = self._effects(locks, after, self._committed_counts())
         changes = self._take_over(set(self.relations) | set(after), after)
         return Observation(effects=effects, changes=changes, called=self._sources(sql))
 
-    def _read_counts(self, query: TextClause) -> dict[int, tuple[int, int]]:
-        return {row.oid: (row.scans, row.rows) for row in self.connection.execute(query)}
+    def _committed_counts(self) -> dict[int, Counts]:
+        rows = self.connection.execute(_STATISTICS)
+        return {row.oid: Counts(row.scans, row.rows) for row in rows}
 
     def _sources(self, sql: str) -> str:
         if _CALLS_NOTHING.match(sql):
@@ -392,7 +422,7 @@ class Observer:
         self,
         locks: dict[int, Lock],
         after: dict[int, Relation],
-        counts: dict[int, tuple[int, int]],
+        counts: dict[int, Counts],
     ) -> tuple[Effect, ...]:
         effects = []
         for oid, lock in locks.items():
@@ -400,7 +430,7 @@ class Observer:
             if old is None:
                 continue
             (scans, rows), (scans_before, rows_before) = (
-                found.get(oid, (0, 0)) for found in (counts, self._counts)
+                found.get(oid, NOTHING) for found in (counts, self._counts)
             )
             effects.append(
                 Effect(

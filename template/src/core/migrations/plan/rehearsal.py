@@ -3,12 +3,15 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from alembic import command
+from alembic.runtime.environment import EnvironmentContext
+from alembic.runtime.migration import MigrationStep
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import DBAPIError
@@ -19,8 +22,16 @@ from sqlalchemy.util import await_only
 from core.database import create_engine
 from core.database_url import DatabaseURL
 from core.migrations.config import make_config
-from core.migrations.plan.catalog import Lock, NamedObject, Observation, Observer, Relation
-from core.migrations.plan.fingerprint import Fingerprint, describe_difference, fingerprint
+from core.migrations.plan.catalog import (
+    Change,
+    Lock,
+    NamedObject,
+    Observation,
+    Observer,
+    Relation,
+    locked_relations,
+)
+from core.migrations.plan.fingerprint import Fingerprint, FingerprintReader, describe_difference
 
 _POLL = 0.002
 _OWN = re.compile(r"alembic_version|alembic_backfill|^(SHOW|SET|BEGIN|COMMIT|ROLLBACK)\b")
@@ -69,6 +80,8 @@ class Recorder:
         self.connection = connection
         self.rehearsed: list[Rehearsed] = []
         self.fingerprints: list[Fingerprint] = []
+        """The schema before each."""
+        self._schema = FingerprintReader(connection)
         self._watcher = watcher
         self._observer = Observer(connection)
         self._asking = False
@@ -79,7 +92,9 @@ class Recorder:
         """Begin with a revision; the runner calls this before each."""
         self._asking = False
         with self._quietly():
-            self.fingerprints.append(fingerprint(self.connection))
+            if not self.rehearsed:
+                self._schema.read()
+            self.fingerprints.append(self._schema.fingerprint)
             self._observer.begin()
             self.connection.commit()  # what Alembic began: its version table
         self.rehearsed.append(Rehearsed(revision=revision))
@@ -88,7 +103,9 @@ class Recorder:
         """End with the revision; what follows is the runner's own."""
         self._asking = True
         item = self.rehearsed[-1]
-        unseen, item.gone = self._observer.end()
+        unseen: tuple[Change, ...] = ()
+        if self._schema.read(self._observer.touched):
+            unseen, item.gone = self._observer.end()
         if unseen:
             observation = Observation(changes=unseen)
             item.statements.append(
@@ -248,23 +265,76 @@ def _upgrade(connection: Connection, recorder: Recorder, target: str) -> None:
 
 
 def _downgrade(connection: Connection, recorder: Recorder) -> None:
-    for item, before in reversed(list(zip(recorder.rehearsed, recorder.fingerprints, strict=True))):
-        try:
-            command.downgrade(make_config(connection=connection, confirm=_any(connection)), "-1")
-        except CommandError as error:
-            item.downgrade_error = str(error)
-            return
-        after = fingerprint(connection)
-        connection.rollback()
+    """Revert what was applied, and say what differs then from before."""
+    items = list(reversed(recorder.rehearsed))
+    steps = [Step(item.revision, up=False) for item in items]
+    walk = Walk(connection)
+    error = walk.run(steps)
+    befores = reversed(recorder.fingerprints)
+    for item, before, after in zip(items, befores, walk.fingerprints[1:], strict=False):
         if after != before:
-            item.downgrade_error = describe_difference(before, after)
+            item.downgrade_error = f"the downgrade {describe_difference(before, after)}"
+    if error:
+        items[len(walk.fingerprints) - 1].downgrade_error = error
 
 
-def _any(connection: Connection) -> str:
-    """Return the copy's name, as whoever may plan may revert the copy."""
-    name = str(connection.scalar(text("SELECT current_database()")))
-    connection.rollback()
-    return name
+class Step(NamedTuple):
+    """A revision to run, whatever branches and merges there are around it."""
+
+    revision: str
+    up: bool
+
+
+class Walk:
+    """Runs revisions up and down on a connection, and reads the schema after each."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.fingerprints: list[Fingerprint] = []
+        """The schema before the first step, and after each that was done."""
+        self._connection = connection
+        self._schema = FingerprintReader(connection)
+        self._outside = False
+
+    def run(self, steps: Sequence[Step]) -> str:
+        """Run the steps; return why one failed, which ended it, or nothing."""
+        confirm = self._connection.scalar(text("SELECT current_database()"))
+        config = make_config(connection=self._connection, recorder=self, confirm=confirm)
+        self._schema.read()
+        self._connection.rollback()
+        self.fingerprints.append(self._schema.fingerprint)
+        script = ScriptDirectory.from_config(config)
+
+        def resolve(_heads: object, _context: object) -> list[MigrationStep]:
+            return [_migration_step(script, step) for step in steps]
+
+        event.listen(self._connection, "before_cursor_execute", self._notice)
+        try:
+            with EnvironmentContext(config, script, fn=resolve, destination_rev="heads"):
+                script.run_env()
+        except CommandError as error:
+            return str(error)
+        finally:
+            event.remove(self._connection, "before_cursor_execute", self._notice)
+        return ""
+
+    def begin(self, _revision: str) -> None:
+        """Begin with a revision; the runner calls this before each."""
+        self._outside = False
+
+    def end(self) -> None:
+        """End with it; the runner calls this in its transaction."""
+        outside = self._outside
+        self._schema.read(None if outside else locked_relations(self._connection))
+        self.fingerprints.append(self._schema.fingerprint)
+
+    def _notice(self, connection: Connection, *_: Any) -> None:
+        options = connection.get_execution_options()
+        self._outside = self._outside or options.get("isolation_level") == "AUTOCOMMIT"
+
+
+def _migration_step(script: ScriptDirectory, step: Step) -> MigrationStep:
+    make = MigrationStep.upgrade_from_script if step.up else MigrationStep.downgrade_from_script
+    return make(script.revision_map, script.get_revision(step.revision))
 
 
 @asynccontextmanager

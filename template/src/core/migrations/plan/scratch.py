@@ -71,7 +71,7 @@ async def scratch(
         if not empty:
             file = Path(folder) / "live.dump"
             await _dump(live, file, with_data=with_data)
-        server, where = await _make(live, name, file)
+        server, where = await _make(live, name, file, with_data=with_data)
     try:
         url = server.with_database(name)
         if not (empty or with_data):  # rows of Alembic's table come along with the others
@@ -97,12 +97,16 @@ async def _dump(live: DatabaseURL, file: Path, *, with_data: bool) -> None:
     await asyncio.to_thread(run_client, command, live)
 
 
-async def _make(live: DatabaseURL, name: str, file: Path | None) -> tuple[DatabaseURL, str]:
+async def _make(
+    live: DatabaseURL, name: str, file: Path | None, *, with_data: bool
+) -> tuple[DatabaseURL, str]:
     """Make the database where it can be; return the server's address, and words for it."""
     planned = get_settings().plan_database_url
     server = planned or live
     try:
-        await restore_file(server, file, name)
+        # A table that was never analyzed is taken for one with rows, one that was for an empty one,
+        # which is always read to its end.
+        await restore_file(server, file, name, analyze=with_data)
     except (DatabaseUnavailableError, RestoreError) as error:
         if planned is not None:
             raise ScratchError(f"PLAN_DATABASE_URL: {error}") from error
@@ -116,7 +120,7 @@ async def _make(live: DatabaseURL, name: str, file: Path | None) -> tuple[Databa
             f"{refused}\\nA plan is rehearsed on a copy of the schema: let this user make databases "
             "(ALTER ROLE ... CREATEDB), or set PLAN_DATABASE_URL to a server where it may."
         ) from error
-    await restore_file(own, file, name)
+    await restore_file(own, file, name, analyze=with_data)
     return own, "the project's own server"
 
 
