@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from textwrap import dedent
 
 import psycopg
@@ -13,16 +14,18 @@ import pytest
 from psycopg.rows import TupleRow
 from tests.conftest import Render
 from tests.corpus import BASE, PAIRS
+from tests.servers import installed, running
+from tests.squawk import squawk_finds
 from tests.support import Project
 
 from core.database_url import DatabaseURL
 
-# Each case on a database of its own, all in one process.
+# Each case on a schema made anew, all in one process.
 PROGRAM = dedent('''
-    import asyncio, json, pathlib, sys, tempfile, textwrap
+    import asyncio, itertools, json, pathlib, sys, tempfile, textwrap
     sys.path.insert(0, "src")
     import asyncpg
-    from core.config import get_settings
+    from core.database_url import DatabaseURL
     from core.migrations.config import make_config
     from core.migrations.plan import rehearsal
     from core.migrations.plan.verdicts import Sizes, judge
@@ -38,7 +41,26 @@ PROGRAM = dedent('''
         pass
     """
 
-    async def run(server, number, revisions):
+    CLEAR = """
+        DO $$ DECLARE name text; BEGIN
+            FOR name IN SELECT nspname FROM pg_namespace
+                WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
+            LOOP EXECUTE format('DROP SCHEMA %I CASCADE', name); END LOOP;
+            CREATE SCHEMA public;
+            FOR name IN SELECT amname FROM pg_am WHERE oid >= 16384
+            LOOP EXECUTE format('DROP ACCESS METHOD %I', name); END LOOP;
+        END $$;
+    """
+
+    def as_sql(item):
+        """Return a revision's statements as `alembic upgrade --sql` would print them."""
+        lines = []
+        for inside, group in itertools.groupby(item.statements, lambda s: s.in_transaction):
+            sql = [statement.sql.rstrip("; ") + ";" for statement in group if statement.sql]
+            lines += ["BEGIN;", *sql, "COMMIT;"] if inside else sql
+        return "\\n".join(lines)
+
+    async def run(server, admin, base, revisions):
         with tempfile.TemporaryDirectory() as folder:
             for index, body in enumerate(revisions):
                 parent = f"r{index - 1}" if index else None
@@ -53,58 +75,88 @@ PROGRAM = dedent('''
                 return made
 
             rehearsal.make_config = config
-            connection = await asyncpg.connect(server.with_database("postgres").libpq)
-            name = f"case{number}"
-            await connection.execute(f"CREATE DATABASE {name} TEMPLATE {server.database}")
-            url = server.with_database(name)
-            done = await rehearsal.rehearse(url, "head", downgrades=False)
-            await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-            await connection.close()
+            await admin.execute(CLEAR + base)
+            done = await rehearsal.rehearse(server, "head", downgrades=False)
         reasons = [r for item in done for r in judge(item, Sizes(tables=None), {})]
-        return {"error": "".join(item.error for item in done), "found": [r.key for r in reasons]}
+        return {
+            "error": "".join(item.error for item in done),
+            "found": [reason.key for reason in reasons],
+            "sql": [as_sql(item) for item in done],
+        }
 
     async def main():
-        server = get_settings().url
-        cases = json.load(sys.stdin)
-        print(json.dumps([await run(server, n, case) for n, case in enumerate(cases)]))
+        server = DatabaseURL.parse(sys.argv[1])
+        admin = await asyncpg.connect(server.libpq)
+        given = json.load(sys.stdin)
+        results = [await run(server, admin, given["base"], case) for case in given["cases"]]
+        await admin.close()
+        print(json.dumps(results))
 
     asyncio.run(main())
 ''')
 
 
-@pytest.fixture
-def planned(
-    render: Render, database_url: DatabaseURL, database: psycopg.Connection[TupleRow]
-) -> Project:
-    """A project whose database has the corpus's tables."""
-    project = render(example_app=False)
-    project.environment["DATABASE_URL"] = database_url.libpq
-    database.execute(BASE.encode())
-    database.close()
-    return project
+@pytest.fixture(params=["wheel", 15])
+def corpus_server(request: pytest.FixtureRequest) -> Iterator[tuple[DatabaseURL, int]]:
+    """A database for the corpus, and its server's major version."""
+    if request.param == "wheel":
+        server: DatabaseURL = request.getfixturevalue("server")
+        yield server.with_database(make_corpus(server)), 18
+        return
+    if request.param not in installed():
+        pytest.skip(f"PostgreSQL {request.param} is not in /usr/lib/postgresql")
+    with running(installed()[request.param], "-c", "fsync=off") as older:
+        url = f"postgresql://postgres@/postgres?host={older.folder}&port={older.port}"
+        server = DatabaseURL.parse(url)
+        yield server.with_database(make_corpus(server)), request.param
+
+
+def make_corpus(server: DatabaseURL) -> str:
+    """Make a database for the corpus; return its name."""
+    with psycopg.connect(server.libpq, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE corpus")
+    return "corpus"
+
+
+@dataclass
+class Score:
+    """Of how many unsafe operations something was found, and of how many safe ones."""
+
+    pairs: int
+    found: int = 0
+    false: int = 0
+
+    def __str__(self) -> str:
+        precision = self.found / max(self.found + self.false, 1)
+        return f"recall {self.found / self.pairs:.2f}, precision {precision:.2f}"
 
 
 def test_what_is_unsafe_is_found_and_what_is_safe_passes(
-    planned: Project, capsys: pytest.CaptureFixture[str]
+    render: Render, corpus_server: tuple[DatabaseURL, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cases = [case for pair in PAIRS for case in ([pair.unsafe], list(pair.safe))]
-    done = planned.run("uv", "run", "python", "-c", PROGRAM, stdin=json.dumps(cases))
+    url, version = corpus_server
+    project = render(example_app=False)
+    pairs = [pair for pair in PAIRS if version >= pair.since]
+    cases = [case for pair in pairs for case in ([pair.unsafe], list(pair.safe))]
+    given = json.dumps({"base": BASE, "cases": cases})
+    done = project.run("uv", "run", "python", "-c", PROGRAM, url.libpq, stdin=given)
     results = json.loads(done.stdout)
     wrong = []
-    found = false = 0
-    for pair, unsafe, safe in zip(PAIRS, results[::2], results[1::2], strict=True):
+    ours, squawk = Score(len(pairs)), Score(len(pairs))
+    for pair, unsafe, safe in zip(pairs, results[::2], results[1::2], strict=True):
         if unsafe["error"] or safe["error"]:
             wrong.append(f"{pair.name}: {unsafe['error']}{safe['error']}")
         if pair.finds in unsafe["found"]:
-            found += 1
+            ours.found += 1
         else:
             wrong.append(f"{pair.name}: found {unsafe['found']}, not {pair.finds}")
         if safe["found"]:
-            false += 1
+            ours.false += 1
             wrong.append(f"{pair.name}: the safe way is called {safe['found']}")
+        squawk.found += any(squawk_finds(sql, version) for sql in unsafe["sql"])
+        squawk.false += any(squawk_finds(sql, version) for sql in safe["sql"])
     with capsys.disabled():
-        print(f"\n{len(PAIRS)} pairs: recall {found / len(PAIRS):.2f}, "
-              f"precision {found / max(found + false, 1):.2f}")  # fmt: skip
+        print(f"\n{len(pairs)} pairs on PostgreSQL {version}: {ours}; squawk: {squawk}")
     assert not wrong, "\n".join(wrong)
 
 

@@ -1,23 +1,17 @@
 """Addresses of databases in every spelling, on a real server with passwords and TLS."""
 
 import json
-import os
-import pwd
 import shutil
 import socket
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
 
 import psycopg
 import pytest
 import trustme
 from tests.conftest import Render
-from tests.support import free_port
+from tests.servers import give, installed, running
 
 PASSWORD = "p@ss:w/rd?#%41é"  # noqa: S105
 QUOTED = "p%40ss%3Aw%2Frd%3F%23%2541%C3%A9"
@@ -64,90 +58,31 @@ def has_ipv6() -> bool:
 @pytest.fixture(scope="module")
 def strict_server() -> Iterator[tuple[int, Path, Path]]:
     """A server that wants passwords and speaks TLS: port, CA's certificate, socket folder."""
-    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not installed:
+    if not installed():
         pytest.skip("no server that speaks TLS in /usr/lib/postgresql: that of the wheel does not")
-    binaries = installed[-1]
-    account: dict[str, Any] = {}
-    if os.geteuid() == 0:
-        entry = pwd.getpwnam("postgres")
-        account = {"user": entry.pw_uid, "group": entry.pw_gid}
-    # A short path that the server's user can reach, for the sockets.
-    with tempfile.TemporaryDirectory(prefix="strict-") as name:
-        folder = Path(name)
-        data = folder / "data"
-        data.mkdir()
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(str(folder / "ca.crt"))
-        for path in (folder, data):
-            os.chown(path, account.get("user", -1), account.get("group", -1))
-        subprocess.run(
-            [
-                binaries / "initdb",
-                "-D",
-                data,
-                "-U",
-                "postgres",
-                "-A",
-                "trust",
-                "-E",
-                "UTF8",
-                "--locale=C",
-            ],
-            check=True,
-            capture_output=True,
-            **account,
-        )
+    authority = trustme.CA()
+
+    def configure(data: Path) -> None:
         (data / "pg_hba.conf").write_text(
             "local all postgres trust\nlocal all all scram-sha-256\n"
             "hostnossl app app 127.0.0.1/32 scram-sha-256\nhostssl app app all scram-sha-256\n"
         )
+        authority.cert_pem.write_to_path(str(data.parent / "ca.crt"))
         certificate = authority.issue_cert("localhost", "127.0.0.1", "::1")
         certificate.private_key_pem.write_to_path(str(data / "server.key"))
         certificate.cert_chain_pems[0].write_to_path(str(data / "server.crt"))
         for file in ("server.key", "server.crt"):
             (data / file).chmod(0o600)
-            os.chown(data / file, account.get("user", -1), account.get("group", -1))
-        port = free_port()
-        addresses = "127.0.0.1,::1" if has_ipv6() else "127.0.0.1"
-        with (folder / "log").open("w") as log:
-            process = subprocess.Popen(
-                [
-                    binaries / "postgres",
-                    "-D",
-                    data,
-                    "-p",
-                    str(port),
-                    "-k",
-                    folder,
-                    "-h",
-                    addresses,
-                    "-l",
-                ],
-                stdout=log,
-                stderr=log,
-                **account,
-            )
-        try:
-            wait_for(process, port, folder / "log")
-            admin = f"host={folder} port={port} user=postgres dbname=postgres"
-            with psycopg.connect(admin, autocommit=True) as connection:
-                connection.execute(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'")
-                connection.execute("CREATE DATABASE app OWNER app")
-            yield port, folder / "ca.crt", folder
-        finally:
-            process.terminate()
-            process.wait()
+            give(data / file)
 
-
-def wait_for(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
-    for _ in range(300):
-        assert process.poll() is None, log.read_text()
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    pytest.fail(log.read_text())
+    addresses = "127.0.0.1,::1" if has_ipv6() else "127.0.0.1"
+    binaries = installed()[max(installed())]
+    with running(binaries, "-l", addresses=addresses, configure=configure) as server:
+        admin = f"host={server.folder} port={server.port} user=postgres dbname=postgres"
+        with psycopg.connect(admin, autocommit=True) as connection:
+            connection.execute(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'")
+            connection.execute("CREATE DATABASE app OWNER app")
+        yield server.port, server.folder / "ca.crt", server.folder
 
 
 def test_every_spelling_reaches_the_server_with_password_and_tls(

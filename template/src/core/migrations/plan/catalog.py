@@ -66,6 +66,7 @@ class ChangeKind(StrEnum):
     CONSTRAINT_VALIDATED = "constraint validated"
     CONSTRAINT_DROPPED = "constraint dropped"
     INDEX_BUILT = "index built"
+    INDEX_REBUILT = "index rebuilt"
     INDEX_DROPPED = "index dropped"
 
 
@@ -105,6 +106,7 @@ class Index:
     name: str
     unique: bool
     definition: str
+    file: int | None
 
     @property
     def enforces(self) -> str:
@@ -171,6 +173,8 @@ class Change:
     """Of a column: the one it has now. Of a constraint: its kind."""
     enforces: str = ""
     """Of an index that was dropped: what it kept unique."""
+    new: bool = False
+    """It is of something that the live database does not have yet: no code uses it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +193,8 @@ class Effect:
     rows: int = 0
     key: str = ""
     """The column that is its primary key."""
+    kind: str = "r"
+    """See Relation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +231,7 @@ _RELATIONS = text(
          FROM pg_constraint o WHERE o.conrelid = c.oid)::text AS constraints,
         (SELECT jsonb_object_agg(i.indexrelid::bigint, jsonb_build_object('name',
             i.indexrelid::regclass::text, 'unique', i.indisunique,
+            'file', pg_relation_filenode(i.indexrelid)::bigint,
             'definition', pg_get_indexdef(i.indexrelid)))
          FROM pg_index i WHERE i.indrelid = c.oid)::text AS indexes
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -332,7 +339,7 @@ class Observer:
     """What was there before the revision."""
     touched: set[int] | None = field(default_factory=set)
     """The oids that the revision locked; None where it had statements outside of a transaction."""
-    _live: dict[int, str] = field(default_factory=dict)
+    _live: dict[int, Relation] = field(default_factory=dict)
     _objects: frozenset[NamedObject] = frozenset()
     _locks: dict[int, Lock] = field(default_factory=dict)
     _counts: dict[int, Counts] = field(default_factory=dict)
@@ -341,7 +348,7 @@ class Observer:
         """Begin with a revision: what is there now existed before."""
         if not self._live:
             self.relations = read_relations(self.connection)
-            self._live = {oid: relation.name for oid, relation in self.relations.items()}
+            self._live = dict(self.relations)
         self.existed = {
             oid: relation
             for oid, relation in self.relations.items()
@@ -404,6 +411,11 @@ class Observer:
         if server_major(self.connection) >= _FLUSHES_ON_DEMAND:
             self.connection.execute(text("SELECT pg_stat_force_next_flush()"))
         after = read_relations(self.connection)
+        for oid, now in after.items():
+            old = self.relations.get(oid)
+            if old is not None and _has_new_file(old, now):
+                # Seen or not, this is the lock that it takes.
+                locks[oid] = Lock.ACCESS_EXCLUSIVE
         effects = self._effects(locks, after, self._committed_counts())
         changes = self._take_over(set(self.relations) | set(after), after)
         return Observation(effects=effects, changes=changes, called=self._sources(sql))
@@ -435,13 +447,14 @@ class Observer:
             effects.append(
                 Effect(
                     table=old.name,
-                    live=self._live.get(oid, ""),
+                    live=self._live[oid].name if oid in self._live else "",
                     lock=lock,
                     acquired=lock > self._locks.get(oid, 0),
                     rewritten=bool(now and previous and now.file != previous.file),
                     scanned=scans > scans_before,
                     rows=rows - rows_before,
                     key=old.key,
+                    kind=old.kind,
                 )
             )
         self._counts = counts
@@ -454,7 +467,8 @@ class Observer:
             old, new = self.relations.get(oid), after.get(oid)
             if oid in self.existed and old is not None:
                 name = self.existed[oid].name
-                changes += [replace(item, table=name) for item in differences(old, new)]
+                found = differences(old, new, self._live.get(oid))
+                changes += [replace(item, table=name) for item in found]
                 if old.parent and new and not new.parent and old.parent in self.existed:
                     parent = self.existed[old.parent].name
                     detached = ChangeKind.PARTITION_DETACHED
@@ -466,8 +480,21 @@ class Observer:
         return tuple(changes)
 
 
-def differences(old: Relation, new: Relation | None) -> list[Change]:
-    """Return what became of a table."""
+def _has_new_file(old: Relation, new: Relation) -> bool:
+    """Return whether a table was rewritten, or an index of it built anew in place."""
+    return old.file != new.file or any(
+        oid in new.indexes and new.indexes[oid].file != index.file
+        for oid, index in old.indexes.items()
+    )
+
+
+def differences(old: Relation, new: Relation | None, live: Relation | None) -> list[Change]:
+    """Return what became of a table; `live` is what it is where nothing is pending yet."""
+    changes = _differences(old, new, live)
+    return changes if live is not None else [replace(change, new=True) for change in changes]
+
+
+def _differences(old: Relation, new: Relation | None, live: Relation | None) -> list[Change]:
     if new is None:
         dropped = ChangeKind.VIEW_DROPPED if old.kind in "vm" else ChangeKind.TABLE_DROPPED
         return [Change(kind=dropped, table=old.name)]
@@ -477,7 +504,7 @@ def differences(old: Relation, new: Relation | None) -> list[Change]:
     if new.name != old.name:
         renamed = Change(kind=ChangeKind.TABLE_RENAMED, table=old.name, detail=new.name)
         changes.append(renamed)
-    changes += _columns(old, new)
+    changes += _columns(old, new, live)
     for oid, constraint in new.constraints.items():
         previous = old.constraints.get(oid)
         if previous is None:
@@ -498,25 +525,27 @@ def differences(old: Relation, new: Relation | None) -> list[Change]:
     gone = [item.name for oid, item in old.constraints.items() if oid not in new.constraints]
     changes += [Change(kind=ChangeKind.CONSTRAINT_DROPPED, table=old.name, name=n) for n in gone]
     for oid, index in new.indexes.items():
-        if oid not in old.indexes:
-            changes.append(
-                Change(
-                    kind=ChangeKind.INDEX_BUILT,
-                    table=old.name,
-                    name=index.name,
-                    detail=index.definition,
-                )
-            )
+        before = old.indexes.get(oid)
+        if before is None or before.file != index.file:
+            built = ChangeKind.INDEX_BUILT if before is None else ChangeKind.INDEX_REBUILT
+            definition = index.definition
+            changes.append(Change(kind=built, table=old.name, name=index.name, detail=definition))
     dropped = ChangeKind.INDEX_DROPPED
     changes += [
-        Change(kind=dropped, table=old.name, name=index.name, enforces=index.enforces)
+        Change(
+            kind=dropped,
+            table=old.name,
+            name=index.name,
+            enforces=index.enforces,
+            new=live is not None and oid not in live.indexes,
+        )
         for oid, index in old.indexes.items()
         if oid not in new.indexes
     ]
     return changes
 
 
-def _columns(old: Relation, new: Relation) -> list[Change]:
+def _columns(old: Relation, new: Relation, live: Relation | None) -> list[Change]:
     changes = []
 
     def changed(kind: ChangeKind, column: Column, detail: str = "", name: str = "") -> None:
@@ -525,6 +554,7 @@ def _columns(old: Relation, new: Relation) -> list[Change]:
                 kind=kind,
                 table=old.name,
                 name=name or column.name,
+                new=live is not None and number not in live.columns and number in old.columns,
                 detail=detail,
                 type=column.type,
                 required=column.missing,

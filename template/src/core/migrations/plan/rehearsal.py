@@ -191,7 +191,8 @@ class LockWatcher:
     """Sees what a statement outside of a transaction locks: it has to wait until it was seen.
 
     Such a statement's locks are gone when it has ended. A second session holds every table in a
-    mode that makes all but the weakest requests wait, looks what is asked for, and lets go.
+    mode that makes all requests but those of plain queries wait, looks what is asked for, and lets
+    go.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -221,8 +222,8 @@ class LockWatcher:
             await looker.execution_options(isolation_level="AUTOCOMMIT")
             try:
                 if tables:
-                    mode = "SHARE UPDATE EXCLUSIVE"
-                    await holder.exec_driver_sql(f"LOCK TABLE {', '.join(tables)} IN {mode} MODE")
+                    names = ", ".join(tables)
+                    await holder.exec_driver_sql(f"LOCK TABLE {names} IN EXCLUSIVE MODE")
             finally:
                 locked.set()
             while True:
