@@ -55,6 +55,6 @@ def describe_import_error(error: Exception, path: Path) -> str:
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     if isinstance(error, SyntaxError) and error.filename == str(path):
         lines = [error.lineno]
-    relative = path.relative_to(ROOT)
-    place = f"{relative}:{lines[-1]}" if lines else str(relative)
+    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    place = f"{shown}:{lines[-1]}" if lines else str(shown)
     return f"{place}: {type(error).__name__}: {error}"

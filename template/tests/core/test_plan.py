@@ -76,7 +76,7 @@ def test_what_is_unsafe_is_said_in_each_format(project: Project, plan: Plan) -> 
         "rewrites: every row of t_a1 is written anew",
         "breaks running code: the column other.name is dropped",
         "destroys data: the table fourth is dropped",
-        "destroys data: rows are deleted",
+        "destroys data: rows of third are deleted",
         "cannot be undone",
         "CREATE INDEX CONCURRENTLY",
         "(outside of a transaction)",

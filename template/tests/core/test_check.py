@@ -1,0 +1,187 @@
+"""The gate for CI: what `make migrate-check` says of revisions, and `make migrate-rebase` mends."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.pool import NullPool
+from tests.support import Project
+
+from core.database import create_engine
+from core.database_url import DatabaseURL
+from core.migrations import __main__ as migrations
+from core.migrations import state
+from core.migrations.check import checks, released
+from core.migrations.plan import planner, rehearsal
+
+GIT = shutil.which("git") or ""
+needs_git = pytest.mark.skipif(not GIT, reason="git is not installed")
+
+Command = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def command(
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Command:
+    """Run a command on the test's own revisions: returns the exit code and what was printed."""
+    for module in (checks, planner, rehearsal, released, state):
+        monkeypatch.setattr(module, "make_config", project.config)
+    for module in (checks, released):
+        monkeypatch.setattr(module, "ROOT", project.folder)
+    monkeypatch.setattr(released, "revision_folders", lambda: [Path()])
+    # The models have other tables than these revisions; the comparison has a test of its own.
+    monkeypatch.setattr(checks, "compare_with_models", lambda _: ("", []))
+
+    def run(*arguments: str) -> tuple[int, str]:
+        capsys.readouterr()
+        code = migrations.main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return run
+
+
+def git(project: Project, *arguments: str) -> None:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
+    subprocess.run([GIT, *identity, *arguments], cwd=project.folder, check=True)
+
+
+@pytest.fixture
+def committed(project: Project) -> Project:
+    """A repository whose main has the revision a1, in a file called as the template says."""
+    add(project, "a1")
+    git(project, "init", "--quiet", "--initial-branch=main")
+    commit(project)
+    return project
+
+
+def add(project: Project, revision: str, parent: str | None = None, upgrade: str = "pass") -> Path:
+    project.write(revision, parent, upgrade)
+    path = project.folder / f"{revision}.py"
+    return path.rename(project.folder / f"20260101_0000_{revision}_test.py")
+
+
+def commit(project: Project) -> None:
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "--message=Commit")
+
+
+def line(said: str, check: str) -> str:
+    [found] = [line for line in said.splitlines() if line[6:].startswith(check)]
+    return found[:4].strip()
+
+
+@needs_git
+def test_of_good_revisions_each_check_says_ok(committed: Project, command: Command) -> None:
+    add(committed, "b2", "a1")
+    code, said = command("check", "--base=main")
+    assert code == 0, said
+    assert {line(said, check) for check in ("one head", "descent", "up, down", "plan")} == {"ok"}
+    assert "1 new revision after a1" in said
+
+
+@needs_git
+def test_every_check_is_made_and_says_what_is_wrong(committed: Project, command: Command) -> None:
+    first = committed.folder / "20260101_0000_a1_test.py"
+    first.write_text(first.read_text().replace("sa.Integer", "sa.Text"))
+    add(committed, "b2", "a1", "op.create_index('ix', 't_a1', ['id'])")
+    committed.write("c3", "a1", "op.add_column('t_a1', sa.Column('x', sa.Text))")
+    code, said = command("check", "--base=main")
+    assert code == 1
+    for check in ("one head", "file names", "released", "up, down", "plan"):
+        assert line(said, check) == "FAIL", said
+    for problem in (
+        "2 heads: b2, c3",
+        "c3.py: is not called as file_template says",
+        "a1_test.py: does something else than in main",
+        "the downgrade leaves ",
+        "b2: blocks writes:t_a1",
+        "`make migrate-plan FROM=a1` shows the safe ways",
+    ):
+        assert problem in said
+
+
+@needs_git
+def test_comments_and_the_format_of_released_revisions_may_change(
+    committed: Project, command: Command
+) -> None:
+    first = committed.folder / "20260101_0000_a1_test.py"
+    first.write_text(first.read_text().replace("pass", "pass  # nothing"))
+    assert line(command("check", "--base=main")[1], "released") == "ok"
+    first.unlink()
+    _, said = command("check", "--base=main")
+    assert "is deleted, and was released in main" in said
+
+
+def test_what_can_t_be_imported_is_named_and_the_rest_is_skipped(
+    project: Project, command: Command
+) -> None:
+    add(project, "a1")
+    (project.folder / "20260101_0000_b2_test.py").write_text("x = (")
+    (project.folder / "20260101_0000_c3_test.py").write_text('revision = "c3"\n')
+    code, said = command("check")
+    assert code == 1
+    assert "20260101_0000_b2_test.py:1: SyntaxError" in said
+    assert "20260101_0000_c3_test.py: has no upgrade and no downgrade" in said
+    assert line(said, "up, down") == "skip"
+    assert line(said, "base branch") == "skip"
+
+
+@needs_git
+def test_a_revision_that_fails_halfway_is_named(committed: Project, command: Command) -> None:
+    add(committed, "b2", "a1", "raise RuntimeError('halfway')")
+    add(committed, "c3", "b2")
+    code, said = command("check", "--base=main")
+    assert code == 1
+    assert "RuntimeError: halfway" in said
+    assert "1 revision after it not tried" in said
+
+
+def test_a_base_that_is_not_there_is_said(project: Project, command: Command) -> None:
+    add(project, "a1")
+    code, said = command("check", "--base=nowhere")
+    assert code == 1
+    assert "BASE=nowhere: there is no such branch or commit here" in said
+    assert command("rebase", "--base=nowhere")[0] == 1
+    assert "there is no base branch here" in command("rebase")[1]
+
+
+@needs_git
+def test_rebase_lets_new_revisions_follow_the_base(committed: Project, command: Command) -> None:
+    git(committed, "checkout", "--quiet", "-b", "feature")
+    new = add(committed, "b2", "a1")
+    add(committed, "c3", "b2")
+    commit(committed)
+    git(committed, "checkout", "--quiet", "main")
+    add(committed, "d4", "a1")
+    commit(committed)
+    git(committed, "checkout", "--quiet", "feature")
+    _, said = command("check", "--base=main")
+    assert "follows a1, but main is at d4; `make migrate-rebase` mends it" in said
+    assert "merge it first" in command("rebase", "--base=main")[1]
+    git(committed, "merge", "--quiet", "--no-edit", "main")
+    code, said = command("rebase", "--base=main")
+    assert (code, said) == (0, f"{new.name}: follows d4 now\n")
+    assert 'down_revision = "d4"' in new.read_text()
+    assert command("rebase", "--base=main")[1] == "Every new revision follows main already.\n"
+    code, said = command("check", "--base=main")
+    assert code == 0, said
+
+
+async def test_models_that_differ_are_named(database_url: DatabaseURL) -> None:
+    engine = create_engine(database_url, poolclass=NullPool)
+    async with engine.connect() as connection:
+        await connection.execute(text("CREATE TABLE nobodys (id int)"))
+        await connection.commit()
+        _, problems = await connection.run_sync(checks.compare_with_models)
+    assert "remove table nobodys" in problems
+    modified: list[tuple[object, ...]] = [
+        ("modify_nullable", None, "users", "name", {}, True, False)
+    ]
+    assert checks.describe_diff(modified) == "modify nullable users.name"
