@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from textwrap import dedent
 
 import psycopg
@@ -266,30 +267,142 @@ def test_a_revision_that_raises_is_said_and_leaves_nothing(
     assert databases(database) == before
 
 
+SLEEP = "SELECT pg_sleep(60)"
+
+
+def start_plan(project: Project) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        ["uv", "run", "python", "-m", "core.migrations", "plan"],
+        cwd=project.path,
+        env={**project.environment, "PYTHONPATH": "src"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until_it_sleeps(database: psycopg.Connection[TupleRow]) -> None:
+    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query = %s"
+    for _ in range(300):
+        if database.execute(sleeping, [SLEEP]).fetchone() != (0,):
+            return
+        time.sleep(0.1)
+    pytest.fail("the revision does not run")
+
+
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_a_plan_that_is_stopped_leaves_nothing(
     migrated: Project, database: psycopg.Connection[TupleRow], end: signal.Signals
 ) -> None:
     before = databases(database)
     write(migrated, "op.execute('SELECT pg_sleep(60)')")
-    process = subprocess.Popen(
-        ["uv", "run", "python", "-m", "core.migrations", "plan"],
-        cwd=migrated.path,
-        env={**migrated.environment, "PYTHONPATH": "src"},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)'"
-    for _ in range(300):
-        if database.execute(sleeping).fetchone() != (0,):
-            break
-        time.sleep(0.1)
+    process = start_plan(migrated)
+    wait_until_it_sleeps(database)
     os.killpg(process.pid, end)
     _, said = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "Traceback" not in said
     assert databases(database) == before
+
+
+def test_the_live_database_is_not_touched(
+    migrated: Project, database: psycopg.Connection[TupleRow], database_url: DatabaseURL
+) -> None:
+    write(migrated, INDEX)
+    everything = "SELECT coalesce(sum(hashtext(users::text)), 0), count(*) FROM users"
+    before = database.execute(everything).fetchone(), schema(migrated, database_url)
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname LIKE 'test%'"
+    there = databases(database), database.execute(sessions).fetchone()
+    with psycopg.connect(database_url.libpq) as holder:
+        tables = holder.execute("SELECT relname FROM pg_class WHERE relkind = 'r' AND oid > 16384")
+        names = ", ".join(name for (name,) in tables.fetchall())
+        # It lets ACCESS SHARE through, and nothing else.
+        holder.execute(f"LOCK TABLE {names} IN EXCLUSIVE MODE".encode())
+        plan(migrated, expect=3)
+        plan(migrated, "--with-data", expect=3)
+        holder.rollback()
+    assert (database.execute(everything).fetchone(), schema(migrated, database_url)) == before
+    assert (databases(database), database.execute(sessions).fetchone()) == there
+
+
+def schema(project: Project, url: DatabaseURL) -> str:
+    """Return a dump of the schema."""
+    code = (
+        "import sys, subprocess; sys.path.insert(0, 'src')\n"
+        "from core.postgres_client import find_client\n"
+        "program = find_client('pg_dump', None, server_major=18)\n"
+        f"subprocess.run([program, '--schema-only', '-d', {url.libpq!r}], check=True)"
+    )
+    lines = project.python(code).stdout.splitlines()
+    # A key of psql's, another one each time.
+    return "\n".join(line for line in lines if not line.startswith(("\\restrict", "\\unrestrict")))
+
+
+NEEDS_DATA = (
+    "op.execute(\"DO $$ BEGIN IF NOT EXISTS (SELECT FROM users) THEN RAISE EXCEPTION 'no users'; "
+    'END IF; END $$")'
+)
+
+
+def test_a_revision_that_needs_data_is_said(migrated: Project) -> None:
+    write(migrated, NEEDS_DATA, "pass")
+    said = plan(migrated, expect=1)
+    assert "no users" in said
+    assert "the copy has no rows; WITH_DATA=1 copies them" in unwrapped(said)
+    assert "All of it is safe." in migrated.make("migrate-plan", "WITH_DATA=1").stdout
+
+
+def test_a_lost_connection_is_said_and_nothing_is_left(
+    migrated: Project, database: psycopg.Connection[TupleRow]
+) -> None:
+    before = databases(database)
+    write(migrated, "op.execute('SELECT pg_sleep(60)')")
+    process = start_plan(migrated)
+    wait_until_it_sleeps(database)
+    database.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = %s", [SLEEP]
+    )
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "the connection was lost" in unwrapped(out)
+    assert "Traceback" not in error
+    assert databases(database) == before
+
+
+def test_a_full_disk_is_said_and_nothing_is_left(
+    migrated: Project, database: psycopg.Connection[TupleRow], tmp_path: Path
+) -> None:
+    small = tmp_path / "small disk"
+    small.mkdir()
+    mount = f"mount -t tmpfs -o size=64k none '{small}'"
+    if subprocess.run(["unshare", "--mount", "sh", "-c", mount], check=False).returncode != 0:
+        pytest.skip("no small disk can be made here: unshare and mount may not")
+    before = databases(database)
+    write(migrated, INDEX)
+    python = f"{migrated.environment['UV_PROJECT_ENVIRONMENT']}/bin/python"
+    command = f"{mount} && exec '{python}' -m core.migrations plan --with-data"
+    environment = {"PYTHONPATH": "src", "TMPDIR": str(small)}
+    done = migrated.run("unshare", "--mount", "sh", "-c", command, expect=1, env=environment)
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert databases(database) == before
+
+
+def test_it_is_rehearsed_where_plan_database_url_says(
+    migrated: Project, database: psycopg.Connection[TupleRow], database_url: DatabaseURL
+) -> None:
+    write(migrated, INDEX)
+    migrated.environment["PLAN_DATABASE_URL"] = database_url.with_database("postgres").libpq
+    assert "on PLAN_DATABASE_URL's server." in unwrapped(plan(migrated, expect=3))
+    database.execute("CREATE ROLE reader LOGIN")
+    try:
+        reader = replace(database_url, user="reader").libpq
+        migrated.environment["PLAN_DATABASE_URL"] = reader
+        said = plan(migrated, expect=1)
+    finally:
+        database.execute("DROP ROLE reader")
+    assert "PLAN_DATABASE_URL: no database could be made: permission denied" in said
 
 
 def test_nothing_pending_is_said(migrated: Project) -> None:

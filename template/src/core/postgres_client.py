@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -95,31 +94,30 @@ def run_client(
     Raises:
         ClientProgramError: it failed; the message is its own.
     """
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said:
-        given.write(script)
-        given.seek(0)
-        process = subprocess.Popen(
-            command,
-            env=libpq_environment(url, LC_ALL="C"),  # messages that can be recognised
-            stdin=given,
-            stdout=subprocess.DEVNULL,
-            stderr=said,
-            pass_fds=pass_fds,
-        )
-        started = time.monotonic()
-        try:
-            while True:
-                try:
-                    process.wait(timeout=PROGRESS_INTERVAL)
-                    break
-                except subprocess.TimeoutExpired:
-                    progress(time.monotonic() - started)
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-        said.seek(0)
-        message = said.read().decode(errors="replace").strip()
+    # In memory: what a program says of a full disk is not written to it.
+    process = subprocess.Popen(
+        command,
+        env=libpq_environment(url, LC_ALL="C"),  # messages that can be recognised
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        pass_fds=pass_fds,
+    )
+    started = time.monotonic()
+    given: bytes | None = script
+    try:
+        while True:
+            try:
+                _, said = process.communicate(given, timeout=PROGRESS_INTERVAL)
+                break
+            except subprocess.TimeoutExpired:
+                given = None
+                progress(time.monotonic() - started)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    message = said.decode(errors="replace").strip()
     name = Path(command[0]).name
     if process.returncode < 0:
         raise ClientProgramError(f"{name} was ended by signal {-process.returncode}")

@@ -102,7 +102,7 @@ def test_every_check_is_made_and_says_what_is_wrong(committed: Project, command:
         "a1_test.py: does something else than in main",
         "the downgrade leaves ",
         "b2: blocks writes:t_a1",
-        "`make migrate-plan FROM=a1` shows the safe ways",
+        "CREATE INDEX CONCURRENTLY ix ON public.t_a1",
     ):
         assert problem in said
 

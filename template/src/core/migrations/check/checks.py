@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -226,9 +227,6 @@ class _Gate:
         plans = plan_revisions(rehearsed, Revisions.load(), Sizes(tables=None))
         self._plans = plans
         problems = [problem for item in plans if not item.safe for problem in _plan_problems(item)]
-        if problems:
-            start = branch.heads[0] if len(branch.heads) == 1 else "base"
-            problems.append(f"`make migrate-plan FROM={start}` shows the safe ways")
         return (
             f"{_count(len(plans), 'new revision')} from {', '.join(branch.heads) or 'nothing'}",
             problems,
@@ -363,9 +361,12 @@ def describe_diff(diff: Any) -> str:
 
 
 def _plan_problems(item: RevisionPlan) -> list[str]:
-    problems = [
-        f"{item.revision}: {reason.key}: {reason.why}" for reason in item.reasons if reason.open
-    ]
+    problems = []
+    for reason in item.reasons:
+        if reason.open:
+            way = textwrap.indent(f"the safe way:\n{textwrap.indent(reason.safe_way, '  ')}", "  ")
+            said = f"{item.revision}: {reason.key}: {reason.why}"
+            problems.append(f"{said}\n{way}" if reason.safe_way else said)
     if item.rehearsed.error:
         problems.append(f"{item.revision}: the rehearsal failed: {item.rehearsed.error}")
     return [*problems, *(f"{item.revision}: {wrong}" for wrong in item.wrong_acknowledgements)]
