@@ -109,3 +109,25 @@ def test_an_edited_revision_is_found(repository: Project) -> None:
     done = repository.make("migrate-check", expect=2)
     assert checks(done.stdout)["released revisions"] == "FAIL"
     assert "does something else than in origin/main" in done.stdout
+
+
+DROP = ('op.drop_column("users", "full_name")', 'op.add_column("users", sa.Column("full_name"))')
+
+
+def test_what_the_base_s_models_do_not_use_may_go(repository: Project) -> None:
+    revision = write(repository, "aaaa00000001", *DROP)
+    said = repository.make("migrate-check", expect=2).stdout
+    assert "breaks running code:users: the column users.full_name is dropped" in said
+    models = "src/apps/users/models.py"
+    lines = repository.read(models).splitlines(keepends=True)
+    repository.write(models, "".join(line for line in lines if "full_name" not in line))
+    revision.rename(repository.path / "later.py")
+    repository.commit("A release without it")
+    repository.run("git", "push", "--quiet", "origin", "main")
+    (repository.path / "later.py").rename(revision)
+    said = repository.make("migrate-check", expect=2).stdout
+    assert "breaks running code" not in said
+    assert "destroys data:users: the column users.full_name is dropped" in said
+    planned = repository.make("migrate-plan", "DEPLOYED=main", "FROM=base", expect=None).stdout
+    assert "breaks running code" not in planned
+    assert "no such branch" in repository.make("migrate-plan", "DEPLOYED=x", expect=2).stderr

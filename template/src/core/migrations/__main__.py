@@ -38,7 +38,7 @@ from core.migrations.config import (
 )
 from core.migrations.confirm import NotConfirmedError, confirm
 from core.migrations.errors import MigrationError, describe_error
-from core.migrations.plan.planner import make_plan
+from core.migrations.plan.planner import Request, make_plan
 from core.migrations.plan.report import Format, render
 from core.migrations.pooler import refuse_transaction_pooler
 from core.migrations.restore import RestoreError, restore
@@ -81,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan.add_argument("--from", dest="start", default="", help="begin at this revision")
     plan.add_argument("--to", default="head", help="go to this revision")
     plan.add_argument("--with-data", action="store_true", help="copy the rows, too")
+    plan.add_argument(
+        "--deployed", default="", help="the branch or commit that runs now: what its models use"
+    )
     plan.set_defaults(run=_plan)
     check = commands.add_parser("check", help="say whether the revisions may be merged")
     check.add_argument("--base", default="", help="the branch to merge into; else origin's main")
@@ -257,13 +260,10 @@ async def _ended_in_order(work: Coroutine[Any, Any, T]) -> T:
 def _plan(given: argparse.Namespace) -> int:
     # What Alembic says of the copy would stand between the lines of the plan.
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    planning = make_plan(
-        get_settings().migration_url,
-        load_alembic_config().safety,
-        start=given.start,
-        target=given.to,
-        with_data=given.with_data,
+    request = Request(
+        start=given.start, target=given.to, with_data=given.with_data, deployed=given.deployed
     )
+    planning = make_plan(get_settings().migration_url, load_alembic_config().safety, request)
     plan = asyncio.run(_ended_in_order(planning))
     print(render(plan, Format(given.format), colour=sys.stdout.isatty()))
     if any(item.rehearsed.error for item in plan.revisions):

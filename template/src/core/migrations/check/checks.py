@@ -31,6 +31,7 @@ from core.database_url import DatabaseURL
 from core.migrations.check.released import Branch, RevisionFile, read_branch, read_files
 from core.migrations.config import make_config
 from core.migrations.errors import MigrationError, describe_error, migration_errors
+from core.migrations.plan.deployed import read_models
 from core.migrations.plan.fingerprint import describe_difference
 from core.migrations.plan.planner import RevisionPlan, bring_to, plan_revisions
 from core.migrations.plan.rehearsal import Step, Walk, rehearse
@@ -224,7 +225,8 @@ class _Gate:
             for head in branch.heads:
                 await bring_to(url, head)
             rehearsed = await rehearse(url, "heads", downgrades=False)
-        plans = plan_revisions(rehearsed, Revisions.load(), Sizes(tables=None))
+        deployed = read_models(branch.name, variable="BASE")
+        plans = plan_revisions(rehearsed, Revisions.load(), Sizes(tables=None), deployed)
         self._plans = plans
         problems = [problem for item in plans if not item.safe for problem in _plan_problems(item)]
         return (

@@ -2,11 +2,7 @@
 
 import ast
 import hashlib
-import io
 import re
-import shutil
-import subprocess
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +10,12 @@ from typing import Any
 
 from alembic.script import ScriptDirectory
 
+from core.git import find_commit, git, open_archive
 from core.migrations.config import make_config
 from core.migrations.errors import MigrationError
 from core.project import ROOT
 
 DEFAULT_BASE = "origin/main"
-_GIT = shutil.which("git") or "git"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +104,8 @@ def read_branch(name: str) -> Branch | None:
     Raises:
         MigrationError: there is no such branch or commit here, or no git.
     """
-    base = name or _git("rev-parse", "--abbrev-ref", "origin/HEAD").strip() or DEFAULT_BASE
-    commit = _git("rev-parse", "--verify", "--quiet", f"{base}^{{commit}}").strip()
+    base = name or git("rev-parse", "--abbrev-ref", "origin/HEAD", folder=ROOT) or DEFAULT_BASE
+    commit = find_commit(base, folder=ROOT)
     if not commit:
         if not name:
             return None
@@ -117,7 +113,7 @@ def read_branch(name: str) -> Branch | None:
             f"BASE={name}: there is no such branch or commit here; fetch it first "
             f"(git fetch origin {name.removeprefix('origin/')}; in CI, check out with its history)"
         )
-    common = _git("merge-base", "HEAD", commit).strip()
+    common = git("merge-base", "HEAD", commit, folder=ROOT)
     return Branch(name=base, files=_read(commit), common=_read(common) if common else {})
 
 
@@ -168,14 +164,11 @@ def _follow(path: Path, source: str, parent: str) -> None:
 def _read(commit: str) -> dict[str, RevisionFile]:
     # git knows paths from its own top; in the archive they are relative to the current folder.
     folders = [folder.as_posix() for folder in revision_folders()]
-    there = [folder for folder in folders if _git("ls-tree", commit, "--", f"{folder}/")]
+    there = [name for name in folders if git("ls-tree", commit, "--", f"{name}/", folder=ROOT)]
     if not there:
         return {}
-    done = subprocess.run(
-        [_GIT, "archive", commit, "--", *there], cwd=ROOT, capture_output=True, check=True
-    )
     files = {}
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+    with open_archive(commit, there, folder=ROOT) as archive:
         for member in archive:
             path = Path(member.name)
             opened = archive.extractfile(member)
@@ -184,14 +177,3 @@ def _read(commit: str) -> dict[str, RevisionFile]:
             if file := RevisionFile.parse(path, opened.read().decode()):
                 files[file.revision] = file
     return files
-
-
-def _git(*arguments: str) -> str:
-    """Return what git prints; nothing where it fails, or is not installed."""
-    try:
-        done = subprocess.run(
-            [_GIT, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        return ""
-    return done.stdout if done.returncode == 0 else ""

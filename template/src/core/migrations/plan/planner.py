@@ -12,6 +12,7 @@ from core.database import create_engine
 from core.database_url import DatabaseURL
 from core.migrations.config import SafetyOptions, make_config
 from core.migrations.errors import MigrationError, migration_errors
+from core.migrations.plan.deployed import Models, read_models
 from core.migrations.plan.rehearsal import Rehearsed, rehearse
 from core.migrations.plan.scratch import scratch
 from core.migrations.plan.verdicts import (
@@ -83,28 +84,35 @@ class Plan:
         return all(item.safe for item in self.revisions)
 
 
-async def make_plan(
-    live: DatabaseURL,
-    options: SafetyOptions,
-    *,
-    start: str = "",
-    target: str = "head",
-    with_data: bool = False,
-) -> Plan:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be planned."""
+
+    start: str = ""
+    """A revision to begin at instead of the live one, on a schema made from the revisions."""
+    target: str = "head"
+    """The revision to go to."""
+    with_data: bool = False
+    """Whether the rows are copied, too."""
+    deployed: str = ""
+    """The branch or commit that runs now, whose models say what is used; else everything is."""
+
+
+async def make_plan(live: DatabaseURL, options: SafetyOptions, request: Request) -> Plan:
     """Rehearse what is pending in `live`, which is only read, and return what it would do.
 
     Args:
         live: the database.
         options: what is small.
-        start: a revision to begin at instead of the live one, on a schema made from the revisions.
-        target: the revision to go to.
-        with_data: copy the rows, too.
+        request: which revisions, on a copy of what.
 
     Raises:
         MigrationError: the database can't be read, or no copy can be made.
         ClientProgramError: the database can't be dumped.
     """
+    start, with_data, deployed = request.start, request.with_data, request.deployed
     revisions = Revisions.load()
+    models = read_models(deployed, variable="DEPLOYED") if deployed else None
     engine = create_engine(live, poolclass=NullPool)
     state = await SchemaReader(engine, revisions).read()
     if state.state is State.UNREACHABLE:
@@ -118,7 +126,7 @@ async def make_plan(
     async with scratch(live, state.current, with_data=with_data, empty=bool(start)) as copy:
         if start not in {"", "base"}:
             await bring_to(copy.url, start)
-        rehearsed = await rehearse(copy.url, target)
+        rehearsed = await rehearse(copy.url, request.target)
     sizes = Sizes(
         tables=tables, small_rows=options.plan_small_rows, small_bytes=options.plan_small_bytes
     )
@@ -133,13 +141,13 @@ async def make_plan(
         rehearsed_on=copy.server,
         current=(start,) if start else state.current,
         with_data=with_data,
-        revisions=plan_revisions(rehearsed, revisions, sizes),
+        revisions=plan_revisions(rehearsed, revisions, sizes, models),
         tables={name: size for name, size in tables.items() if name in touched},
     )
 
 
 def plan_revisions(
-    rehearsed: list[Rehearsed], revisions: Revisions, sizes: Sizes
+    rehearsed: list[Rehearsed], revisions: Revisions, sizes: Sizes, deployed: Models | None
 ) -> list[RevisionPlan]:
     """Return what each of the rehearsed revisions would do, judged.
 
@@ -157,7 +165,7 @@ def plan_revisions(
                 f"{module.__file__}: acknowledged: expected a dict of a verdict and table to a "
                 f'reason, such as {{"rewrites:orders": "window on 12 May"}}, not {acknowledged!r}'
             )
-        reasons = judge(item, sizes, acknowledged)
+        reasons = judge(item, sizes, acknowledged, deployed)
         plans.append(
             RevisionPlan(
                 revision=item.revision,

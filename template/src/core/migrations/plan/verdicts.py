@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from core.migrations.plan import safe_ways
 from core.migrations.plan.catalog import Change, ChangeKind, Effect, Lock
+from core.migrations.plan.deployed import Models
 from core.migrations.plan.rehearsal import Rehearsed, Statement
 
 _BYTES_PER_SECOND = 200_000_000
@@ -69,6 +70,18 @@ _BROKEN = {
     ),
 }
 
+_OF_MODELS = {
+    ChangeKind.TABLE_DROPPED,
+    ChangeKind.TABLE_RENAMED,
+    ChangeKind.COLUMN_ADDED,
+    ChangeKind.COLUMN_DROPPED,
+    ChangeKind.COLUMN_RENAMED,
+    ChangeKind.COLUMN_RETYPED,
+    ChangeKind.COLUMN_REQUIRED,
+    ChangeKind.COLUMN_GENERATED,
+}
+"""What models tell whether they use it; views, functions and the like may be used in SQL."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
@@ -127,17 +140,23 @@ class Reason:
         return not self.small and not self.acknowledged
 
 
-def judge(item: Rehearsed, sizes: Sizes, acknowledged: Mapping[str, str]) -> list[Reason]:
+def judge(
+    item: Rehearsed,
+    sizes: Sizes,
+    acknowledged: Mapping[str, str],
+    deployed: Models | None = None,
+) -> list[Reason]:
     """Return what is unsafe about a revision, each once.
 
     Args:
         item: what was seen in its rehearsal.
         sizes: the live tables.
         acknowledged: the revision's own, a key of a reason to why.
+        deployed: what the code that runs now uses; None where all that is there counts as used.
     """
     found: dict[tuple[Verdict, str, str], Reason] = {}
     for statement in item.statements:
-        for reason in _reasons(statement, item, sizes):
+        for reason in _reasons(statement, item, sizes, deployed):
             # What takes long is said once a table, of the first statement that does; each column
             # that is lost is said by itself.
             what = "" if reason.verdict in _TAKES_LONG else reason.why
@@ -176,7 +195,9 @@ def wrong_acknowledgements(reasons: list[Reason], acknowledged: Mapping[str, str
     return wrong
 
 
-def _reasons(statement: Statement, item: Rehearsed, sizes: Sizes) -> Iterator[Reason]:
+def _reasons(
+    statement: Statement, item: Rehearsed, sizes: Sizes, deployed: Models | None
+) -> Iterator[Reason]:
     for reason in (*_of_locks(statement, sizes), *_of_rows(statement)):
         yield replace(reason, statement=statement.sql)
     rewritten = {effect.table for effect in statement.observation.effects if effect.rewritten}
@@ -184,7 +205,7 @@ def _reasons(statement: Statement, item: Rehearsed, sizes: Sizes) -> Iterator[Re
         # What the live database does not have yet, no code uses, and it has no data.
         if change.new or (change.table not in rewritten and _is_wider(change)):
             continue
-        for reason in _of_change(change, item):
+        for reason in _of_change(change, item, deployed):
             yield replace(reason, statement=statement.sql)
 
 
@@ -320,7 +341,7 @@ def _names(statement: Statement, table: str, verb: re.Pattern[str]) -> bool:
     )
 
 
-def _of_change(change: Change, item: Rehearsed) -> Iterator[Reason]:
+def _of_change(change: Change, item: Rehearsed, deployed: Models | None) -> Iterator[Reason]:
     """Return what a change of the schema does to data, and to the code that runs meanwhile."""
     table, name = change.table, change.name
     if change.kind in {ChangeKind.TABLE_DROPPED, ChangeKind.COLUMN_DROPPED}:
@@ -331,13 +352,30 @@ def _of_change(change: Change, item: Rehearsed) -> Iterator[Reason]:
             safe_way=safe_ways.acknowledge(f"{Verdict.DESTROYS_DATA}:{table}"),
         )
     broken = _broken(change)
-    if broken and not _mended(change, item):
+    if broken and _is_used(change, deployed) and not _mended(change, item):
         yield Reason(
             verdict=Verdict.BREAKS_RUNNING_CODE,
             table=table,
             why=broken,
             safe_way=safe_ways.instead_of_a_break(change),
         )
+
+
+def _is_used(change: Change, deployed: Models | None) -> bool:
+    """Return whether the code that runs now may use what changes."""
+    if deployed is None or change.kind not in _OF_MODELS:
+        return True
+    columns = deployed.get(change.table.replace('"', ""))
+    if columns is None:
+        return False
+    # Of a table, or of a column that is missing from every INSERT of code which does not know it.
+    of_table = {
+        ChangeKind.TABLE_DROPPED,
+        ChangeKind.TABLE_RENAMED,
+        ChangeKind.COLUMN_ADDED,
+        ChangeKind.COLUMN_REQUIRED,
+    }
+    return change.kind in of_table or change.name in columns
 
 
 def _is_wider(change: Change) -> bool:

@@ -1,0 +1,57 @@
+"""What the code that runs now knows of the schema: the models of the commit it was made from."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from core.git import find_commit, open_archive
+from core.migrations.errors import MigrationError
+
+Models = Mapping[str, frozenset[str]]
+"""Tables, with their schema where that is not public, and the columns that they have."""
+
+_PRINT = (
+    "import json; from core.models import import_models; "
+    "print(json.dumps({table.fullname: [column.name for column in table.columns]"
+    " for table in import_models().tables.values()}))"
+)
+
+
+def read_models(name: str, *, variable: str) -> Models:
+    """Return the models of a branch or commit.
+
+    Args:
+        name: of the branch or commit.
+        variable: what it was given as, for messages.
+
+    Raises:
+        MigrationError: it is not here, or its models can't be imported.
+    """
+    commit = find_commit(name)
+    if not commit:
+        raise MigrationError(
+            f"{variable}={name}: there is no such branch or commit here; fetch it first "
+            "(in CI, check out with its history)"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        with open_archive(commit) as archive:
+            archive.extractall(folder, filter="data")
+        done = subprocess.run(
+            [sys.executable, "-c", _PRINT],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(Path(folder) / "src")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode != 0:
+        raise MigrationError(
+            f"{variable}={name}: its models can't be imported: "
+            f"{(done.stderr.strip().splitlines() or ['?'])[-1]}"
+        )
+    tables: dict[str, list[str]] = json.loads(done.stdout)
+    return {table.removeprefix("public."): frozenset(columns) for table, columns in tables.items()}
