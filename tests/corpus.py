@@ -1155,6 +1155,16 @@ ROWS = (
         ),
     ),
     Pair(
+        name="rows deleted in batches",
+        source="squawk: application rollback compatibility",
+        unsafe=_batches("DELETE FROM orders", "orders"),
+        finds="destroys data:orders",
+        safe=(
+            "op.add_column('orders', sa.Column('deleted_at', sa.DateTime(timezone=True)))",
+            _batches("UPDATE orders SET deleted_at = now()", "orders"),
+        ),
+    ),
+    Pair(
         name="rows deleted in a DO block",
         source="squawk: application rollback compatibility",
         unsafe=_do("DELETE FROM orders WHERE amount = 0"),

@@ -142,3 +142,10 @@ def test_offline_it_is_one_statement(project: Project, capsys: pytest.CaptureFix
     with project.connection.transaction():
         project.connection.execute(printed.replace("BEGIN;", "").replace("COMMIT;", "").encode())
     assert query(project, "SELECT done, count(*) FROM big GROUP BY 1") == [(1, 95)]
+
+
+def test_a_mistake_shows_on_an_empty_table(project: Project) -> None:
+    empty = 'op.execute("CREATE TABLE big (id int PRIMARY KEY)")'
+    project.write("a1", None, empty)
+    project.write("b2", "a1", backfill(), module=IMPORT)
+    assert 'column "done" does not exist' in project.refused("upgrade", "head")

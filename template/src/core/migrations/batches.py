@@ -136,6 +136,10 @@ class _Backfill:
                 said = now
                 self._say(walked, now - started)
             time.sleep(pause)
+        if last is None:
+            # Of an empty table, too, a mistake in the statement is to show.
+            with self._transaction():
+                self.connection.execute(self.statement, {"first": None, "last": None})
         self._say(walked, time.monotonic() - started)
         self._forget()
         return changed

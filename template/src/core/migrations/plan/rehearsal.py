@@ -34,6 +34,8 @@ from core.migrations.plan.catalog import (
 from core.migrations.plan.fingerprint import Fingerprint, FingerprintReader, describe_difference
 
 _POLL = 0.002
+_LONGEST_HOLD = 2000
+"""Milliseconds for which locks are waited for that the revision itself may hold."""
 _OWN = re.compile(r"alembic_version|alembic_backfill|^(SHOW|SET|BEGIN|COMMIT|ROLLBACK)\b")
 """Statements that are Alembic's or core.migrations's, and no revision's."""
 
@@ -223,6 +225,7 @@ class LockWatcher:
             try:
                 if tables:
                     names = ", ".join(tables)
+                    await holder.exec_driver_sql(f"SET LOCAL lock_timeout = {_LONGEST_HOLD}")
                     await holder.exec_driver_sql(f"LOCK TABLE {names} IN EXCLUSIVE MODE")
             finally:
                 locked.set()
