@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import os
 import signal
 import sys
 import textwrap
@@ -265,7 +266,9 @@ def _plan(given: argparse.Namespace) -> int:
     )
     planning = make_plan(get_settings().migration_url, load_alembic_config().safety, request)
     plan = asyncio.run(_ended_in_order(planning))
-    print(render(plan, Format(given.format), colour=sys.stdout.isatty()))
+    # https://no-color.org
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    print(render(plan, Format(given.format), colour=colour))
     if any(item.rehearsed.error for item in plan.revisions):
         return 1
     return 0 if plan.safe else UNSAFE

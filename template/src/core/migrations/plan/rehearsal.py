@@ -275,9 +275,14 @@ def _downgrade(connection: Connection, recorder: Recorder) -> None:
     walk = Walk(connection)
     error = walk.run(steps)
     befores = reversed(recorder.fingerprints)
+    lost: Fingerprint = frozenset()
+    left: Fingerprint = frozenset()
     for item, before, after in zip(items, befores, walk.fingerprints[1:], strict=False):
-        if after != before:
-            item.downgrade_error = f"the downgrade {describe_difference(before, after)}"
+        # What a later one had left or lost is not this one's doing.
+        newly_lost, newly_left = before - after - lost, after - before - left
+        lost, left = before - after, after - before
+        if newly_lost or newly_left:
+            item.downgrade_error = f"the downgrade {describe_difference(newly_lost, newly_left)}"
     if error:
         items[len(walk.fingerprints) - 1].downgrade_error = error
 

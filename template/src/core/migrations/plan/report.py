@@ -154,16 +154,24 @@ def _table(plan: Plan, *, colour: bool) -> list[str]:
             )
             for effect in statement.observation.effects:
                 lines += wrap(_what(effect), 14)
+        shown: set[str] = set()
         for reason in item.reasons:
             lines += wrap(_reason(reason), 2)
             if reason.open and reason.safe_way:
-                lines.append("    the safe way:")
-                lines += [f"      {line}" for line in reason.safe_way.splitlines()]
+                lines += _safe_way(reason, shown)
         for problem in problems(item, plan):
             lines += wrap(problem, 2)
     if conclusion := _conclusion(plan):
         lines += ["", paint(conclusion, _GREEN if plan.safe else _YELLOW)]
     return lines
+
+
+def _safe_way(reason: Reason, shown: set[str]) -> list[str]:
+    """Return the lines of a safe way, once a revision."""
+    if reason.safe_way in shown:
+        return ["    the safe way: as above"]
+    shown.add(reason.safe_way)
+    return ["    the safe way:", *(f"      {line}" for line in reason.safe_way.splitlines())]
 
 
 def _reason(reason: Reason) -> str:
