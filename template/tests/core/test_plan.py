@@ -129,3 +129,25 @@ def test_acknowledgements_are_checked(project: Project, plan: Plan) -> None:
     assert code == migrations.UNSAFE
     assert "(acknowledged: unused)" in said
     assert "'rewrites:t_a1' is acknowledged without a reason" in said
+
+
+def test_a_downgrade_is_blamed_for_what_it_leaves_itself(project: Project, plan: Plan) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    project.write("b2", "a1")
+    project.write("c3", "b2", "op.add_column('t_a1', sa.Column('note', sa.Text))")
+    document = json.loads(plan("--format=json")[1])
+    errors = {item["revision"]: item["downgrade_error"] for item in document["revisions"]}
+    assert errors == {"b2": "", "c3": "the downgrade leaves column t_a1.note"}
+
+
+def test_tables_of_pending_revisions_are_used_by_nobody(project: Project, plan: Plan) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    project.write("b2", "a1")
+    project.write("c3", "b2", "op.rename_table('t_b2', 'other')")
+    text = project.folder / "c3.py"
+    back = '    op.execute("ALTER TABLE other RENAME TO t_b2")\n'
+    text.write_text(text.read_text() + back)
+    code, said = plan()
+    assert code == 0, said
