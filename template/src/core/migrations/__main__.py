@@ -8,6 +8,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Coroutine, Sequence
+from contextlib import redirect_stdout
 from typing import Any, TypeVar
 
 from alembic import command
@@ -265,7 +266,9 @@ def _plan(given: argparse.Namespace) -> int:
         start=given.start, target=given.to, with_data=given.with_data, deployed=given.deployed
     )
     planning = make_plan(get_settings().migration_url, load_alembic_config().safety, request)
-    plan = asyncio.run(_ended_in_order(planning))
+    # What revisions print does not stand in the plan, which a program may read.
+    with redirect_stdout(sys.stderr):
+        plan = asyncio.run(_ended_in_order(planning))
     # https://no-color.org
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     print(render(plan, Format(given.format), colour=colour))

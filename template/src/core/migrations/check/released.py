@@ -2,7 +2,9 @@
 
 import ast
 import hashlib
+import io
 import re
+import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +33,14 @@ class RevisionFile:
 
     @classmethod
     def parse(cls, path: Path, source: str) -> "RevisionFile | None":
-        """Return what the file says; None if it is no revision, or no Python."""
+        """Return what the file says; None if it is no Python, or does not say it in literals."""
         try:
             module = ast.parse(source)
-        except SyntaxError:
+        except (SyntaxError, ValueError):
             return None
         values = {name: value for name, value, _ in _assigned(module)}
         revision, parents = values.get("revision"), values.get("down_revision")
-        if not isinstance(revision, str):
+        if not isinstance(revision, str) or "down_revision" not in values:
             return None
         if ast.get_docstring(module) is not None:
             module.body = module.body[1:]
@@ -90,12 +92,22 @@ def revision_folders() -> list[Path]:
 
 def read_files() -> dict[Path, str]:
     """Return the text of each Python file in the folders of revisions."""
+    recursive = ScriptDirectory.from_config(make_config()).recursive_version_locations
     return {
-        folder / path.name: path.read_text(encoding="utf-8")
+        path.relative_to(ROOT): _decode(path.read_bytes())
         for folder in revision_folders()
-        for path in sorted((ROOT / folder).glob("*.py"))
+        for path in sorted((ROOT / folder).glob("**/*.py" if recursive else "*.py"))
         if path.name != "__init__.py"
     }
+
+
+def _decode(content: bytes) -> str:
+    """Return a source as Python reads it; what is no source becomes one that does not parse."""
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+        return content.decode(encoding)
+    except (SyntaxError, UnicodeDecodeError):
+        return "not Python"
 
 
 def read_branch(name: str) -> Branch | None:
@@ -114,7 +126,12 @@ def read_branch(name: str) -> Branch | None:
             f"(git fetch origin {name.removeprefix('origin/')}; in CI, check out with its history)"
         )
     common = git("merge-base", "HEAD", commit, folder=ROOT)
-    return Branch(name=base, files=_read(commit), common=_read(common) if common else {})
+    if not common:
+        raise MigrationError(
+            f"{base} and this branch have no commit in common here; fetch the history "
+            "(git fetch --unshallow)"
+        )
+    return Branch(name=base, files=_read(commit), common=_read(common))
 
 
 def rebase(base: str) -> list[str]:
@@ -141,24 +158,31 @@ def rebase(base: str) -> list[str]:
         if not any(parent in new for parent in file.parents) and file.parents != (head,)
     ]
     for file in first:
-        _follow(ROOT / file.path, sources[file.path], head)
+        _follow(file, sources[file.path], head)
     return [f"{file.path}: follows {head} now" for file in first] or [
         f"Every new revision follows {branch.name} already."
     ]
 
 
-def _follow(path: Path, source: str, parent: str) -> None:
-    [place] = [place for name, _, place in _assigned(ast.parse(source)) if name == "down_revision"]
+def _follow(file: RevisionFile, source: str, parent: str) -> None:
+    """Write another parent into a revision's file; nothing else of it changes."""
+    named = [place for name, _, place in _assigned(ast.parse(source)) if name == "down_revision"]
+    if len(named) != 1:
+        raise MigrationError(
+            f'{file.path}: set down_revision = "{parent}" by hand: it is not one literal there'
+        )
+    [place] = named
     lines = source.splitlines(keepends=True)
-    line = lines[place.lineno - 1].encode()
-    end = place.end_col_offset if place.end_lineno == place.lineno else None
-    rest = line[end:] if end is not None else b"\n"
-    changed = line[: place.col_offset] + f'"{parent}"'.encode() + rest
-    lines[place.lineno - 1 : place.end_lineno] = [changed.decode()]
+    last = lines[(place.end_lineno or place.lineno) - 1].encode()
+    before = lines[place.lineno - 1].encode()[: place.col_offset].decode()
+    after = last[place.end_col_offset :].decode()
+    lines[place.lineno - 1 : place.end_lineno] = [f'{before}"{parent}"{after}']
     text = re.sub(
-        r"^Revises:.*$", f"Revises: {parent}", "".join(lines), count=1, flags=re.MULTILINE
+        r"^Revises:[^\r\n]*", f"Revises: {parent}", "".join(lines), count=1, flags=re.MULTILINE
     )
-    path.write_text(text, encoding="utf-8")
+    path = ROOT / file.path
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(path.read_bytes()).readline)
+    path.write_bytes(text.encode(encoding))
 
 
 def _read(commit: str) -> dict[str, RevisionFile]:
@@ -174,6 +198,6 @@ def _read(commit: str) -> dict[str, RevisionFile]:
             opened = archive.extractfile(member)
             if opened is None or path.suffix != ".py":
                 continue
-            if file := RevisionFile.parse(path, opened.read().decode()):
+            if file := RevisionFile.parse(path, _decode(opened.read())):
                 files[file.revision] = file
     return files

@@ -149,7 +149,7 @@ class Relation:
     def key(self) -> str:
         """The column that is the primary key; empty where there is none, or it has several."""
         for constraint in self.constraints.values():
-            columns = re.fullmatch(r"PRIMARY KEY \((\w+)\)", constraint.definition)
+            columns = re.fullmatch(r'PRIMARY KEY \((\w+|"[^"]+")\)', constraint.definition)
             if columns:
                 return columns[1]
         return ""
@@ -171,6 +171,8 @@ class Change:
     """Of a column: whether an INSERT of code that does not know it fails."""
     type: str = ""
     """Of a column: the one it has now. Of a constraint: its kind."""
+    old_type: str = ""
+    """Of a column whose type was changed: the one it had."""
     enforces: str = ""
     """Of an index that was dropped: what it kept unique."""
     new: bool = False
@@ -219,13 +221,13 @@ _RELATIONS = text(
         coalesce(pg_stat_get_xact_tuples_inserted(c.oid), 0)
             + coalesce(pg_stat_get_xact_tuples_updated(c.oid), 0)
             + coalesce(pg_stat_get_xact_tuples_deleted(c.oid), 0) AS rows,
-        (SELECT jsonb_object_agg(a.attnum, jsonb_build_object('name', a.attname,
+        (SELECT jsonb_object_agg(a.attnum, jsonb_build_object('name', quote_ident(a.attname),
             'type', format_type(a.atttypid, a.atttypmod), 'required', a.attnotnull,
             'filled', a.atthasdef OR a.attidentity <> '',
             'always', a.attidentity = 'a' OR a.attgenerated <> ''))
          FROM pg_attribute a
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)::text AS columns,
-        (SELECT jsonb_object_agg(o.oid::bigint, jsonb_build_object('name', o.conname,
+        (SELECT jsonb_object_agg(o.oid::bigint, jsonb_build_object('name', quote_ident(o.conname),
             'kind', o.contype, 'validated', o.convalidated,
             'definition', pg_get_constraintdef(o.oid)))
          FROM pg_constraint o WHERE o.conrelid = c.oid)::text AS constraints,
@@ -268,8 +270,15 @@ _OBJECTS = text(
 )
 _SOURCES = text(
     """
-    SELECT coalesce(string_agg(prosrc, E'\\n'), '') FROM pg_proc
-    WHERE oid >= :first AND position(proname IN :sql) > 0
+    WITH RECURSIVE called AS (
+        SELECT oid, prosrc FROM pg_proc
+        WHERE oid >= :first AND position(lower(proname) IN lower(:sql)) > 0
+        UNION
+        SELECT p.oid, p.prosrc FROM pg_proc p
+        JOIN called ON position(lower(p.proname) IN lower(called.prosrc)) > 0
+        WHERE p.oid >= :first
+    )
+    SELECT coalesce(string_agg(prosrc, E'\\n'), '') FROM called
     """
 )
 _STATISTICS = text(
@@ -403,7 +412,7 @@ class Observer:
         effects = self._effects(locks, after, counts)
         self._locks = locks
         return Observation(
-            effects=effects, changes=self._take_over(touched, after), called=self._sources(sql)
+            effects=effects, changes=self._take_over(touched, after), called=self.sources(sql)
         )
 
     def observe_committed(self, sql: str, locks: dict[int, Lock]) -> Observation:
@@ -418,13 +427,14 @@ class Observer:
                 locks[oid] = Lock.ACCESS_EXCLUSIVE
         effects = self._effects(locks, after, self._committed_counts())
         changes = self._take_over(set(self.relations) | set(after), after)
-        return Observation(effects=effects, changes=changes, called=self._sources(sql))
+        return Observation(effects=effects, changes=changes, called=self.sources(sql))
 
     def _committed_counts(self) -> dict[int, Counts]:
         rows = self.connection.execute(_STATISTICS)
         return {row.oid: Counts(row.scans, row.rows) for row in rows}
 
-    def _sources(self, sql: str) -> str:
+    def sources(self, sql: str) -> str:
+        """Return the source of the functions that a statement may call."""
         if _CALLS_NOTHING.match(sql):
             return ""
         parameters = {"first": _FIRST_USER_OID, "sql": sql}
@@ -546,15 +556,18 @@ def _differences(old: Relation, new: Relation | None, live: Relation | None) -> 
 
 
 def _columns(old: Relation, new: Relation, live: Relation | None) -> list[Change]:
-    changes = []
+    changes: list[Change] = []
 
     def changed(kind: ChangeKind, column: Column, detail: str = "", name: str = "") -> None:
+        # That a column is required, code notices just because it does not know it.
+        unknown = live is not None and number not in live.columns and number in old.columns
         changes.append(
             Change(
                 kind=kind,
                 table=old.name,
                 name=name or column.name,
-                new=live is not None and number not in live.columns and number in old.columns,
+                new=unknown and kind is not ChangeKind.COLUMN_REQUIRED,
+                old_type=old.columns[number].type if number in old.columns else "",
                 detail=detail,
                 type=column.type,
                 required=column.missing,
@@ -571,7 +584,7 @@ def _columns(old: Relation, new: Relation, live: Relation | None) -> list[Change
         if column.type != before.type:
             detail = f"{before.type} to {column.type}"
             changed(ChangeKind.COLUMN_RETYPED, column, detail)
-        if column.missing and not before.missing:
+        if (column.required, column.missing) > (before.required, before.missing):
             changed(ChangeKind.COLUMN_REQUIRED, column)
         if column.always and not before.always:
             changed(ChangeKind.COLUMN_GENERATED, column)

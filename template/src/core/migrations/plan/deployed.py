@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from core.git import find_commit, open_archive
+from core.git import find_commit, git, open_archive
 from core.migrations.errors import MigrationError
 
 Models = Mapping[str, frozenset[str]]
@@ -38,8 +39,14 @@ def read_models(name: str, *, variable: str) -> Models:
             "(in CI, check out with its history)"
         )
     with tempfile.TemporaryDirectory() as folder:
-        with open_archive(commit) as archive:
-            archive.extractall(folder, filter="data")
+        # In a repository of several projects, this one may be new.
+        if not git("ls-tree", commit, "--", "src/"):
+            return {}
+        try:
+            with open_archive(commit, ["src", "pyproject.toml"]) as archive:
+                archive.extractall(folder, filter="data")
+        except (subprocess.CalledProcessError, tarfile.TarError) as error:
+            raise MigrationError(f"{variable}={name}: its files can't be read: {error}") from error
         done = subprocess.run(
             [sys.executable, "-c", _PRINT],
             cwd=folder,
@@ -53,5 +60,6 @@ def read_models(name: str, *, variable: str) -> Models:
             f"{variable}={name}: its models can't be imported: "
             f"{(done.stderr.strip().splitlines() or ['?'])[-1]}"
         )
-    tables: dict[str, list[str]] = json.loads(done.stdout)
+    # Models may print.
+    tables: dict[str, list[str]] = json.loads(done.stdout.strip().splitlines()[-1])
     return {table.removeprefix("public."): frozenset(columns) for table, columns in tables.items()}

@@ -129,6 +129,11 @@ _OF_DATABASE = text(
 )
 
 
+def settle_search_path(connection: Connection) -> None:
+    """Let names be shown in one way until the transaction ends, whatever a revision has set."""
+    connection.execute(text("SELECT set_config('search_path', 'public', true)"))
+
+
 class FingerprintReader:
     """Reads a schema again and again; the second time only what may have changed."""
 
@@ -149,6 +154,7 @@ class FingerprintReader:
             touched: the oids of all tables that may be other ones than the last time (those that
                 a transaction holds locks on); None if that is not known.
         """
+        settle_search_path(self._connection)
         database = frozenset(self._connection.scalars(_OF_DATABASE))
         more = touched is None or database != self._database
         self._database = database

@@ -126,7 +126,7 @@ async def make_plan(live: DatabaseURL, options: SafetyOptions, request: Request)
     async with scratch(live, state.current, with_data=with_data, empty=bool(start)) as copy:
         if start not in {"", "base"}:
             await bring_to(copy.url, start)
-        rehearsed = await rehearse(copy.url, request.target)
+        rehearsed = await rehearse(copy.url, request.target, shared=copy.shared)
     sizes = Sizes(
         tables=tables, small_rows=options.plan_small_rows, small_bytes=options.plan_small_bytes
     )
@@ -166,13 +166,15 @@ def plan_revisions(
                 f'reason, such as {{"rewrites:orders": "window on 12 May"}}, not {acknowledged!r}'
             )
         reasons = judge(item, sizes, acknowledged, deployed)
+        # Whoever did not say what is deployed was told more, and may have acknowledged it.
+        all_reasons = [*reasons, *judge(item, sizes, acknowledged)]
         plans.append(
             RevisionPlan(
                 revision=item.revision,
                 message=revisions[item.revision].message,
                 rehearsed=item,
                 reasons=reasons,
-                wrong_acknowledgements=wrong_acknowledgements(reasons, acknowledged),
+                wrong_acknowledgements=wrong_acknowledgements(all_reasons, acknowledged),
             )
         )
     return plans

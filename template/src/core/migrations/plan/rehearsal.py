@@ -22,6 +22,7 @@ from sqlalchemy.util import await_only
 from core.database import create_engine
 from core.database_url import DatabaseURL
 from core.migrations.config import make_config
+from core.migrations.errors import MigrationError
 from core.migrations.plan.catalog import (
     Change,
     Lock,
@@ -31,12 +32,27 @@ from core.migrations.plan.catalog import (
     Relation,
     locked_relations,
 )
-from core.migrations.plan.fingerprint import Fingerprint, FingerprintReader, describe_difference
+from core.migrations.plan.fingerprint import (
+    Fingerprint,
+    FingerprintReader,
+    describe_difference,
+    settle_search_path,
+)
 
+_OUTSIDE_ONLY = re.compile(
+    r"\s*(VACUUM|CLUSTER|REINDEX|CREATE\s+(DATABASE|TABLESPACE)|DROP\s+(DATABASE|TABLESPACE)"
+    r"|ALTER\s+(SYSTEM|DATABASE|TYPE)|CALL)\b|.*\bCONCURRENTLY\b",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Statements that PostgreSQL runs only outside of a transaction, or that may be such ones."""
 _POLL = 0.002
 _LONGEST_HOLD = 2000
 """Milliseconds for which locks are waited for that the revision itself may hold."""
-_OWN = re.compile(r"alembic_version|alembic_backfill|^(SHOW|SET|BEGIN|COMMIT|ROLLBACK)\b")
+_OWN = re.compile(
+    r"\s*(SHOW\b|SET\b|(CREATE TABLE|INSERT INTO|UPDATE|DELETE FROM|DROP TABLE) alembic_version\b"
+    r"|(CREATE TABLE IF NOT EXISTS|INSERT INTO|DELETE FROM|DROP TABLE) alembic_backfill\b"
+    r"|SELECT .* FROM alembic_backfill\b|SELECT EXISTS \(SELECT FROM alembic_backfill\))",
+)
 """Statements that are Alembic's or core.migrations's, and no revision's."""
 
 _REQUESTED = text(
@@ -75,11 +91,45 @@ class Rehearsed:
     """Why its downgrade does not bring the schema back; empty where it does."""
 
 
+_ENDS_TRANSACTION = re.compile(
+    r"\s*(BEGIN|START|COMMIT|END|ROLLBACK|ABORT)\b(?!\s+TO\b)", re.IGNORECASE
+)
+_OF_THE_SERVER = re.compile(
+    r"\b(CREATE|ALTER|DROP)\s+(ROLE|USER(?!\s+MAPPING)|GROUP|DATABASE|TABLESPACE|SUBSCRIPTION)\b"
+    r"|\bALTER\s+SYSTEM\b|\b(DROP|REASSIGN)\s+OWNED\b",
+    re.IGNORECASE,
+)
+_CREATES_ROUTINE = re.compile(
+    r"\s*CREATE\s+(OR\s+REPLACE\s+)?(FUNCTION|PROCEDURE)\b", re.IGNORECASE
+)
+_QUOTED = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOTALL)
+
+
+def refuse_what_leaves_the_copy(sql: str, called: str) -> None:
+    """Refuse a statement that would change the live server, which the copy is on.
+
+    Raises:
+        MigrationError: it is for roles, databases or other things that all databases share.
+    """
+    # In a DO block and in functions, a statement may be quoted.
+    text_ = called if _CREATES_ROUTINE.match(sql) else f"{sql}\n{called}"
+    if not re.match(r"\s*DO\b", sql, re.IGNORECASE) and not called:
+        text_ = _QUOTED.sub("''", text_)
+    if found := _OF_THE_SERVER.search(text_):
+        raise MigrationError(
+            f"{' '.join(found[0].upper().split())} is for the whole server, and the copy is on the "
+            "live one: it is not rehearsed there. Let PLAN_DATABASE_URL name a server where it may be"
+        )
+
+
 class Recorder:
     """Watches the statements of revisions on a connection."""
 
-    def __init__(self, connection: Connection, watcher: "LockWatcher") -> None:
+    def __init__(
+        self, connection: Connection, watcher: "LockWatcher", *, shared: bool = False
+    ) -> None:
         self.connection = connection
+        self._shared = shared
         self.rehearsed: list[Rehearsed] = []
         self.fingerprints: list[Fingerprint] = []
         """The schema before each."""
@@ -87,6 +137,7 @@ class Recorder:
         self._watcher = watcher
         self._observer = Observer(connection)
         self._asking = False
+        self._wrapped = False
         self._running = ""
         self._started = 0.0
 
@@ -94,6 +145,7 @@ class Recorder:
         """Begin with a revision; the runner calls this before each."""
         self._asking = False
         with self._quietly():
+            settle_search_path(self.connection)
             if not self.rehearsed:
                 self._schema.read()
             self.fingerprints.append(self._schema.fingerprint)
@@ -152,15 +204,46 @@ class Recorder:
         # What runs while another one is about to be executed is asked by core.migrations.
         if not self.rehearsed or self._asking or self._running:
             return
-        if _OWN.search(sql):
+        if _OWN.match(sql):
             return
+        outside = not self._in_transaction()
+        if _ENDS_TRANSACTION.match(sql):
+            if outside:  # a backfill's
+                return
+            raise MigrationError(
+                f"{sql.split(maxsplit=1)[0].upper()} in a revision ends Alembic's transaction, and what comes "
+                "after it is not undone with the rest: with op.get_context().autocommit_block(): "
+                "is for statements outside of one"
+            )
+        if self._shared:
+            with self._quietly():
+                refuse_what_leaves_the_copy(sql, self._observer.sources(sql))
         self._running = sql
-        if not self._in_transaction():
+        if outside:
             with self._quietly():
                 pid = self.connection.scalar(text("SELECT pg_backend_pid()"))
                 tables = self._observer.begin_outside()
-            await_only(self._watcher.hold(pid, tables))
+                self._wrapped = self._wrap(sql)
+            if not self._wrapped:
+                await_only(self._watcher.hold(pid, tables))
         self._started = time.perf_counter()
+
+    def _wrap(self, sql: str) -> bool:
+        """Begin a transaction for a statement that does not need to be outside of one.
+
+        So the locks of all its tables stay, and can be read.
+        """
+        driver: Any = self.connection.connection.driver_connection
+        if _OUTSIDE_ONLY.match(sql) or driver.is_in_transaction():
+            return False
+        self._observer.begin_transaction()
+        self.connection.exec_driver_sql("BEGIN")
+        return True
+
+    def _unwrap(self, end: str) -> None:
+        if self._wrapped:
+            self._wrapped = False
+            self.connection.exec_driver_sql(end)
 
     def _after(self, _connection: Connection, _cursor: Any, sql: str, *_rest: Any) -> None:
         if self._asking or sql != self._running:
@@ -168,16 +251,18 @@ class Recorder:
         seconds = time.perf_counter() - self._started
         in_transaction = self._in_transaction()
         with self._quietly():
-            if in_transaction:
+            if in_transaction or self._wrapped:
                 observation = self._observer.observe(sql)
+                self._unwrap("COMMIT")
             else:
                 locks = await_only(self._watcher.release())
                 observation = self._observer.observe_committed(sql, locks)
+            if not in_transaction:
                 self._observer.begin_transaction()
         self._running = ""
         self.rehearsed[-1].statements.append(
             Statement(
-                sql=" ".join(sql.split()),
+                sql=sql.strip(),
                 seconds=seconds,
                 in_transaction=in_transaction,
                 observation=observation,
@@ -187,6 +272,8 @@ class Recorder:
     def _failed(self, _context: Any) -> None:
         if not self._asking:
             self._running = ""
+            with self._quietly():
+                self._unwrap("ROLLBACK")
 
 
 class LockWatcher:
@@ -244,17 +331,21 @@ class LockWatcher:
         return waits
 
 
-async def rehearse(url: DatabaseURL, target: str, *, downgrades: bool = True) -> list[Rehearsed]:
+async def rehearse(
+    url: DatabaseURL, target: str, *, shared: bool = False, downgrades: bool = True
+) -> list[Rehearsed]:
     """Run the pending revisions up to `target` at `url`, a copy; return what each did.
 
     A revision that fails is the last one. Where `downgrades`, all that were applied are reverted
-    again, and what differs then from before is said.
+    again, and what differs then from before is said. On a `shared` server, what is for all of its
+    databases is refused.
     """
     async with _engine(url) as engine, engine.connect() as connection:
-        recorder = await connection.run_sync(Recorder, LockWatcher(engine))
+        watcher = LockWatcher(engine)
+        recorder = await connection.run_sync(lambda sync: Recorder(sync, watcher, shared=shared))
         await connection.run_sync(_upgrade, recorder, target)
         if downgrades and not any(item.error for item in recorder.rehearsed):
-            await connection.run_sync(_downgrade, recorder)
+            await connection.run_sync(_downgrade, recorder, shared=shared)
         return recorder.rehearsed
 
 
@@ -268,11 +359,11 @@ def _upgrade(connection: Connection, recorder: Recorder, target: str) -> None:
             recorder.rehearsed[-1].error = str(error)
 
 
-def _downgrade(connection: Connection, recorder: Recorder) -> None:
+def _downgrade(connection: Connection, recorder: Recorder, *, shared: bool) -> None:
     """Revert what was applied, and say what differs then from before."""
     items = list(reversed(recorder.rehearsed))
     steps = [Step(item.revision, up=False) for item in items]
-    walk = Walk(connection)
+    walk = Walk(connection, shared=shared)
     error = walk.run(steps)
     befores = reversed(recorder.fingerprints)
     lost: Fingerprint = frozenset()
@@ -297,7 +388,8 @@ class Step(NamedTuple):
 class Walk:
     """Runs revisions up and down on a connection, and reads the schema after each."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, shared: bool) -> None:
+        self._shared = shared
         self.fingerprints: list[Fingerprint] = []
         """The schema before the first step, and after each that was done."""
         self._connection = connection
@@ -336,7 +428,9 @@ class Walk:
         self._schema.read(None if outside else locked_relations(self._connection))
         self.fingerprints.append(self._schema.fingerprint)
 
-    def _notice(self, connection: Connection, *_: Any) -> None:
+    def _notice(self, connection: Connection, _cursor: Any, sql: str, *_: Any) -> None:
+        if self._shared:
+            refuse_what_leaves_the_copy(sql, "")
         options = connection.get_execution_options()
         self._outside = self._outside or options.get("isolation_level") == "AUTOCOMMIT"
 

@@ -191,6 +191,7 @@ def problems(item: RevisionPlan, plan: Plan) -> list[str]:
 
 
 def _shorten(sql: str, width: int) -> str:
+    sql = " ".join(sql.split())
     limit = max(width, _SHOWN // 2)
     return sql if len(sql) <= limit else sql[: limit - 1] + "…"
 
@@ -210,7 +211,7 @@ def _markdown(plan: Plan) -> list[str]:
         for reason in item.reasons:
             lines.append(f"- **{reason.verdict}**: {_cell(_reason(reason).partition(': ')[2])}")
             if reason.statement:
-                lines += ["", "  ```sql", f"  {reason.statement}", "  ```"]
+                lines += ["", "  ```sql", textwrap.indent(reason.statement, "  "), "  ```"]
             if reason.open and reason.safe_way:
                 way = [f"  {line}" for line in reason.safe_way.splitlines()]
                 lines += ["", "  The safe way:", "", "  ```python", *way, "  ```"]

@@ -4,6 +4,7 @@ After strong_migrations (https://github.com/ankane/strong_migrations#checks) and
 on ALTER TABLE (https://www.postgresql.org/docs/current/sql-altertable.html#SQL-ALTERTABLE-NOTES).
 """
 
+import json
 import re
 
 from core.migrations.plan.catalog import Change, ChangeKind, Effect
@@ -21,8 +22,9 @@ def execute(sql: str) -> str:
     return f"op.execute({_quoted(sql)})"
 
 
-def _quoted(sql: str) -> str:
-    return f'"""{sql}"""' if '"' in sql else f'"{sql}"'
+def _quoted(text: str) -> str:
+    """Return the Python literal of a text."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _outside(sql: str) -> str:
@@ -31,13 +33,17 @@ def _outside(sql: str) -> str:
 
 def acknowledge(key: str) -> str:
     """Return the code that acknowledges a reason."""
-    return f'acknowledged = {{"{key}": "why nobody misses it"}}'
+    return f'acknowledged = {{{_quoted(key)}: "why nobody misses it"}}'
 
 
 def in_batches(effect: Effect, sql: str) -> str:
     """Return the code that changes rows in batches."""
-    own = re.match(r"\s*(UPDATE|DELETE)\b", sql, re.IGNORECASE) and "$" not in sql
-    statement = sql if own else f"UPDATE {effect.table} SET ..."
+    # What is not as plain as this, is for people to take apart.
+    plain = re.fullmatch(r"\s*(UPDATE|DELETE FROM) [\w.\"]+ (SET|WHERE)\b[^;]*;?\s*", sql)
+    unclear = re.search(r"\$|--|/\*|\bSELECT\b|\bFROM\b.*\bFROM\b|\bUSING\b", sql)
+    of_another = re.search(r"\bUPDATE\b.*\bFROM\b", sql, re.DOTALL)
+    own = plain and not unclear and not of_another and sql.upper().count("WHERE") <= 1
+    statement = sql.strip() if own else f"UPDATE {effect.table} SET ..."
     return f"# in a revision of its own:\n{_batches(effect.table, effect.key, statement)}"
 
 
@@ -69,8 +75,10 @@ def instead_of_a_rewrite(effect: Effect, changes: Changes, sql: str) -> str:
 
 def instead_of_a_scan(effect: Effect, changes: Changes, sql: str) -> str:
     """Return the way to a statement that reads every row while it keeps others out."""
+    if way := _of_text(sql):
+        return way
     for change in sorted(changes, key=lambda change: change.table != effect.table):
-        if change.kind is ChangeKind.CONSTRAINT_ADDED and change.type in "fcpu":
+        if change.kind is ChangeKind.CONSTRAINT_ADDED and change.type in "fcpux":
             return _constraint(change)
         if change.kind is ChangeKind.CONSTRAINT_VALIDATED:
             return f"# in a revision of its own:\n{execute(_validate(change))}"
@@ -78,7 +86,7 @@ def instead_of_a_scan(effect: Effect, changes: Changes, sql: str) -> str:
             return _required(change)
         if change.kind is ChangeKind.INDEX_BUILT:
             return _index(change)
-    return _of_text(sql)
+    return APART
 
 
 def _of_text(sql: str) -> str:
@@ -93,7 +101,7 @@ def _of_text(sql: str) -> str:
             f"{execute(add)}\n{NEXT}{execute(validate)}\n"
             f"# and in the one after it:\n{execute(sql)}"
         )
-    return APART
+    return ""
 
 
 def _constraint(change: Change) -> str:
@@ -101,16 +109,28 @@ def _constraint(change: Change) -> str:
         definition = f"{change.name} {change.detail} NOT VALID"
         add = f"ALTER TABLE {change.table} ADD CONSTRAINT {definition}"
         return f"{execute(add)}\n{NEXT}{execute(_validate(change))}"
+    if change.type == "x":
+        return "# PostgreSQL has no way to build it beside writers: in a window, acknowledged"
+    # UNIQUE NULLS NOT DISTINCT (a, b) INCLUDE (c) DEFERRABLE INITIALLY DEFERRED
     kind = "PRIMARY KEY" if change.type == "p" else "UNIQUE"
-    columns = change.detail[change.detail.find("(") :]
+    rest = change.detail.removeprefix(kind).strip()
+    deferred = re.search(r" (NOT )?DEFERRABLE.*$| INITIALLY .*$", rest)
+    columns = rest[: deferred.start()] if deferred else rest
+    if columns.startswith("NULLS NOT DISTINCT"):
+        columns = f"{columns.removeprefix('NULLS NOT DISTINCT').strip()} NULLS NOT DISTINCT"
     index = f"CREATE UNIQUE INDEX CONCURRENTLY {change.name} ON {change.table} {columns}"
     use = f"ADD CONSTRAINT {change.name} {kind} USING INDEX {change.name}"
-    return f"{_outside(index)}\n{NEXT}{execute(f'ALTER TABLE {change.table} {use}')}"
+    use += deferred[0] if deferred else ""
+    first = ""
+    if change.type == "p":
+        first = "# columns that may be NULL: first the way to SET NOT NULL (a CHECK, validated)\n"
+    add = execute(f"ALTER TABLE {change.table} {use}")
+    return f"{first}{_outside(index)}\n{NEXT}{add}"
 
 
 def _required(change: Change) -> str:
     table, name = change.table, change.name
-    check = f"ck_{_bare(table)}_{name}"
+    check = f"ck_{_bare(table)}_{name}".replace('"', "").lower()
     add = f"ADD CONSTRAINT {check} CHECK ({name} IS NOT NULL) NOT VALID"
     return (
         f"{execute(f'ALTER TABLE {table} {add}')}\n"
@@ -121,22 +141,22 @@ def _required(change: Change) -> str:
     )
 
 
-def instead_of_a_break(change: Change) -> str:
-    """Return the way to a change that running code does not notice."""
+def instead_of_a_break(change: Change, key: str) -> str:
+    """Return the way to a change that running code does not notice; `key` is the primary key."""
     table, name = change.table, change.name
     way = NEXT_RELEASE
     match change.kind:
         case ChangeKind.TABLE_RENAMED:
             view = f"CREATE VIEW {table} AS SELECT * FROM {change.detail}"
             way = (
-                f"{execute(f'ALTER TABLE {table} RENAME TO {_bare(change.detail)}')}\n"
+                f"{execute(_renaming(table, change.detail))}\n"
                 f"# the running code goes on with a view of the old name:\n{execute(view)}\n"
                 f"# in a later release:\n{execute(f'DROP VIEW {table}')}"
             )
         case ChangeKind.COLUMN_RENAMED:
-            way = _another_column(table, "", change, change.detail)
+            way = _another_column(table, key, change, change.detail)
         case ChangeKind.COLUMN_RETYPED:
-            way = _another_column(table, "", change, f"{name}_new")
+            way = _another_column(table, key, change, f"{name}_new")
         case ChangeKind.COLUMN_ADDED:
             add = f"ADD COLUMN {name} {change.type} NOT NULL DEFAULT ..."
             way = execute(f"ALTER TABLE {table} {add}")
@@ -160,11 +180,14 @@ def _another_column(table: str, key: str, change: Change, new: str) -> str:
 
 
 def _batches(table: str, key: str, update: str) -> str:
-    joined = "AND" if re.search(r"\bWHERE\b", update, re.IGNORECASE) else "WHERE"
-    statement = f"{update.rstrip('; ')} {joined} {key or 'id'} BETWEEN :first AND :last"
+    change, where, condition = re.split(r"(\bWHERE\b|$)", update.rstrip("; "), maxsplit=1)
+    bounds = f"{key or 'id'} BETWEEN :first AND :last"
+    also = f"({condition.strip()}) AND " if where else ""
+    statement = f"{change.strip()} WHERE {also}{bounds}"
+    named = f", key={_quoted(key.strip(chr(34)))}" if key not in {"", "id"} else ""
     return (
         "from core.migrations.batches import in_batches\n"
-        f'in_batches({_quoted(statement)}, table="{table}")'
+        f"in_batches({_quoted(statement)}, table={_quoted(table)}{named})"
     )
 
 
@@ -184,6 +207,12 @@ def _index(change: Change) -> str:
         )
     concurrently = re.sub(r"^(CREATE (?:UNIQUE )?INDEX)", r"\1 CONCURRENTLY", change.detail)
     return f"# in a revision of its own:\n{_outside(concurrently)}"
+
+
+def _renaming(table: str, name: str) -> str:
+    if _bare(table) == _bare(name):
+        return f"ALTER TABLE {table} SET SCHEMA {name.rpartition('.')[0] or 'public'}"
+    return f"ALTER TABLE {table} RENAME TO {_bare(name)}"
 
 
 def _bare(name: str) -> str:

@@ -43,6 +43,8 @@ class Scratch:
 
     url: DatabaseURL
     server: str
+    shared: bool
+    """Whether the server is the live one: what is for all of a server must not run there."""
 
 
 @asynccontextmanager
@@ -76,9 +78,14 @@ async def scratch(
         url = server.with_database(name)
         if not (empty or with_data):  # rows of Alembic's table come along with the others
             await _stamp(url, revisions)
-        yield Scratch(url=url, server=where)
+        yield Scratch(url=url, server=where, shared=server is live)
     finally:
-        await asyncio.shield(_drop(server, name))
+        dropping = asyncio.ensure_future(_drop(server, name))
+        try:
+            await asyncio.shield(dropping)
+        except asyncio.CancelledError:
+            await dropping
+            raise
 
 
 async def _dump(live: DatabaseURL, file: Path, *, with_data: bool) -> None:
@@ -92,6 +99,9 @@ async def _dump(live: DatabaseURL, file: Path, *, with_data: bool) -> None:
         "--no-password",
         f"--file={file}",
         f"--dbname={live.without_password}",
+        # A copy that subscribes would take the rows away from the live database.
+        "--no-publications",
+        "--no-subscriptions",
         *([] if with_data else ["--schema-only"]),
     ]
     await asyncio.to_thread(run_client, command, live)
@@ -117,7 +127,7 @@ async def _make(
         own = await asyncio.to_thread(embedded_postgres.start, "postgres")
     except EmbeddedPostgresError as error:
         raise ScratchError(
-            f"{refused}\\nA plan is rehearsed on a copy of the schema: let this user make databases "
+            f"{refused}\nA plan is rehearsed on a copy of the schema: let this user make databases "
             "(ALTER ROLE ... CREATEDB), or set PLAN_DATABASE_URL to a server where it may."
         ) from error
     await restore_file(own, file, name, analyze=with_data)

@@ -38,11 +38,11 @@ class Verdict(StrEnum):
 
 
 _TAKES_LONG = {Verdict.BLOCKS_WRITES, Verdict.BLOCKS_READS, Verdict.REWRITES}
-_QUERY = re.compile(r"\s*(SELECT|VALUES|TABLE)\b", re.IGNORECASE)
 _DEFINES = re.compile(r"\s*(CREATE|ALTER|COMMENT)\b", re.IGNORECASE)
 _DELETES = re.compile(
     r"\bDELETE\s+FROM\b|\bMERGE\s+INTO\b(?=.*\bTHEN\s+DELETE\b)", re.IGNORECASE | re.DOTALL
 )
+_CHANGES = re.compile(r"\bUPDATE\b|\bDELETE\s+FROM\b|\bMERGE\s+INTO\b", re.IGNORECASE)
 _TRUNCATES = re.compile(r"\bTRUNCATE\b", re.IGNORECASE)
 
 _REQUIRED = "{what} is required and has no default: an INSERT that does not know it fails"
@@ -97,7 +97,7 @@ class Sizes:
     """The live tables, and what of them is small."""
 
     tables: Mapping[str, Size] | None
-    """None where there is no live database: any table may be large then."""
+    """None where there is no live database: any table may be large that is not new."""
     small_rows: int = 0
     small_bytes: int = 0
 
@@ -108,7 +108,7 @@ class Sizes:
     def is_small(self, table: str) -> bool:
         """Return whether a table is small; one that is not there live has no rows."""
         if self.tables is None:
-            return False
+            return not table
         size = self.of(table)
         return size is None or (size.rows < self.small_rows and size.bytes < self.small_bytes)
 
@@ -160,7 +160,11 @@ def judge(
             # What takes long is said once a table, of the first statement that does; each column
             # that is lost is said by itself.
             what = "" if reason.verdict in _TAKES_LONG else reason.why
-            found.setdefault((reason.verdict, reason.table, what), reason)
+            key = (reason.verdict, reason.table, what)
+            known = found.get(key)
+            small = known is not None and sizes.is_small(known.measured)
+            if known is None or (small and not sizes.is_small(reason.measured)):
+                found[key] = reason
     reasons = [*found.values(), *_of_objects(item)]
     if item.downgrade_error:
         reasons.append(
@@ -175,10 +179,14 @@ def judge(
         replace(
             reason,
             small=reason.verdict in _TAKES_LONG and sizes.is_small(reason.measured),
-            acknowledged=str(acknowledged.get(reason.key, "")).strip(),
+            acknowledged=_words(acknowledged.get(reason.key)),
         )
         for reason in reasons
     ]
+
+
+def _words(why: object) -> str:
+    return why.strip() if isinstance(why, str) else ""
 
 
 def wrong_acknowledgements(reasons: list[Reason], acknowledged: Mapping[str, str]) -> list[str]:
@@ -187,7 +195,7 @@ def wrong_acknowledgements(reasons: list[Reason], acknowledged: Mapping[str, str
     wrong = [
         f"{key!r} is acknowledged without a reason"
         for key, why in acknowledged.items()
-        if not str(why).strip()
+        if not _words(why)
     ]
     wrong += [
         f"{key!r} is acknowledged and does not happen" for key in acknowledged if key not in keys
@@ -205,7 +213,7 @@ def _reasons(
         # What the live database does not have yet, no code uses, and it has no data.
         if change.new or (change.table not in rewritten and _is_wider(change)):
             continue
-        for reason in _of_change(change, item, deployed):
+        for reason in _of_change(change, statement, item, deployed):
             yield replace(reason, statement=statement.sql)
 
 
@@ -245,7 +253,11 @@ def _of_locks(statement: Statement, sizes: Sizes) -> Iterator[Reason]:
                     f"{long[other.table]} of {other.table} while {effect.lock} on {effect.table} "
                     f"is held: {nobody} meanwhile"
                 ),
-                safe_way=safe_ways.APART,
+                safe_way=(
+                    safe_ways.instead_of_a_scan(other, changes, statement.sql)
+                    if effect.acquired
+                    else safe_ways.APART
+                ),
                 measured=other.live,
             )
         if reason is not None:
@@ -294,9 +306,9 @@ def _of_long(effect: Effect, statement: Statement, what: str) -> Reason | None:
             safe_way=safe_ways.instead_of_a_scan(effect, changes, statement.sql),
             measured=effect.live,
         )
-    # The lock of rows that were changed before stays; a query that is new to it calls a function.
-    changing = effect.lock == Lock.ROW_EXCLUSIVE and not _QUERY.match(statement.sql)
-    if changing or (effect.lock == Lock.ROW_EXCLUSIVE and effect.acquired):
+    # The lock of rows that were changed before stays: it says nothing of this statement.
+    changing = effect.acquired or effect.rows > 0 or _names(statement, table, _CHANGES)
+    if effect.lock == Lock.ROW_EXCLUSIVE and changing:
         return Reason(
             verdict=Verdict.BLOCKS_WRITES,
             table=table,
@@ -341,9 +353,13 @@ def _names(statement: Statement, table: str, verb: re.Pattern[str]) -> bool:
     )
 
 
-def _of_change(change: Change, item: Rehearsed, deployed: Models | None) -> Iterator[Reason]:
+def _of_change(
+    change: Change, statement: Statement, item: Rehearsed, deployed: Models | None
+) -> Iterator[Reason]:
     """Return what a change of the schema does to data, and to the code that runs meanwhile."""
     table, name = change.table, change.name
+    effects = statement.observation.effects
+    key = next((effect.key for effect in effects if effect.table == table), "")
     if change.kind in {ChangeKind.TABLE_DROPPED, ChangeKind.COLUMN_DROPPED}:
         yield Reason(
             verdict=Verdict.DESTROYS_DATA,
@@ -357,7 +373,7 @@ def _of_change(change: Change, item: Rehearsed, deployed: Models | None) -> Iter
             verdict=Verdict.BREAKS_RUNNING_CODE,
             table=table,
             why=broken,
-            safe_way=safe_ways.instead_of_a_break(change),
+            safe_way=safe_ways.instead_of_a_break(change, key),
         )
 
 
@@ -375,14 +391,14 @@ def _is_used(change: Change, deployed: Models | None) -> bool:
         ChangeKind.COLUMN_ADDED,
         ChangeKind.COLUMN_REQUIRED,
     }
-    return change.kind in of_table or change.name in columns
+    return change.kind in of_table or change.name.replace('"', "") in columns
 
 
 def _is_wider(change: Change) -> bool:
     """Return whether a column takes what it took, and more: where the server did not rewrite it."""
     if change.kind is not ChangeKind.COLUMN_RETYPED:
         return False
-    old, new = (re.sub(r"\(.*?\)", "", name) for name in change.detail.split(" to "))
+    old, new = (re.sub(r"\(.*?\)", "", name) for name in (change.old_type, change.type))
     return old == new or (old, new) == ("character varying", "text")
 
 
