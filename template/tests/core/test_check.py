@@ -186,3 +186,46 @@ async def test_models_that_differ_are_named(database_url: DatabaseURL) -> None:
         ("modify_nullable", None, "users", "name", {}, True, False)
     ]
     assert checks.describe_diff(modified) == "modify nullable users.name"
+
+
+@needs_git
+def test_what_acknowledges_that_it_can_t_be_undone_passes(
+    committed: Project, command: Command
+) -> None:
+    module = "acknowledged = {'cannot be undone': 'the old rows are gone'}"
+    committed.write("b2", "a1", "pass", module=module)
+    path = committed.folder / "b2.py"
+    path.write_text(path.read_text().replace("op.execute(", "raise NotImplementedError("))
+    path.rename(committed.folder / "20260101_0000_b2_test.py")
+    add(committed, "c3", "b2")
+    code, said = command("check", "--base=main")
+    assert code == 0, said
+
+
+@needs_git
+def test_files_of_other_systems_are_read_and_kept(committed: Project, command: Command) -> None:
+    git(committed, "checkout", "--quiet", "-b", "feature")
+    path = add(committed, "b2", "a1", "op.execute('DROP TABLE t_a1')")
+    windows = path.read_text().replace("\n", "\r\n").encode("utf-8-sig")
+    path.write_bytes(windows)
+    code, said = command("check", "--base=main")
+    assert code == 1
+    assert "destroys data:t_a1" in said
+    git(committed, "stash", "--quiet", "--include-untracked")
+    git(committed, "checkout", "--quiet", "main")
+    add(committed, "d4", "a1")
+    commit(committed)
+    git(committed, "checkout", "--quiet", "feature")
+    git(committed, "merge", "--quiet", "main")
+    git(committed, "stash", "pop", "--quiet")
+    assert command("rebase", "--base=main")[0] == 0
+    assert path.read_bytes() == windows.replace(b"down_revision = 'a1'", b'down_revision = "d4"')
+
+
+@needs_git
+def test_what_is_no_literal_is_named(committed: Project, command: Command) -> None:
+    path = add(committed, "b2", "a1")
+    path.write_text(path.read_text().replace("down_revision = 'a1'", "down_revision = 'a' + '1'"))
+    code, said = command("check", "--base=main")
+    assert code == 1
+    assert "revision and down_revision have to be literals" in said

@@ -151,3 +151,70 @@ def test_tables_of_pending_revisions_are_used_by_nobody(project: Project, plan: 
     text.write_text(text.read_text() + back)
     code, said = plan()
     assert code == 0, said
+
+
+def reasons_of(plan: Plan) -> set[str]:
+    [revision] = json.loads(plan("--format=json")[1])["revisions"]
+    return {reason["key"] for reason in revision["reasons"]}
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("ALTER ROLE CURRENT_USER CONNECTION LIMIT 3", "ALTER ROLE is for the whole server"),
+        ("DO $$ BEGIN EXECUTE 'DROP OWNED BY x'; END $$", "DROP OWNED is for the whole server"),
+        ("COMMIT", "COMMIT in a revision ends Alembic's transaction"),
+    ],
+)
+def test_what_would_leave_the_copy_is_not_rehearsed(
+    project: Project, plan: Plan, statement: str, message: str
+) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    project.write("b2", "a1", f"op.execute({statement!r})")
+    code, said = plan()
+    assert code == 1
+    assert message in " ".join(said.split())
+
+
+def test_words_in_texts_and_comments_are_no_statements(project: Project, plan: Plan) -> None:
+    project.write("a1", None, 'op.execute("CREATE TABLE users (id int PRIMARY KEY, note text)")')
+    project.run("upgrade", "head")
+    harmless = "INSERT INTO users VALUES (1, 'drop user x') -- alembic_version, DELETE FROM users"
+    project.write("b2", "a1", f"op.execute({harmless!r})")
+    assert reasons_of(plan) == set()
+    project.write("b2", "a1", "op.execute('DELETE FROM users /* not alembic_version */')")
+    assert "destroys data:users" in reasons_of(plan)
+
+
+def test_a_new_column_that_is_required_in_the_end_breaks_running_code(
+    project: Project, plan: Plan
+) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    column = "sa.Column('kind', sa.Text, nullable=False, server_default='x')"
+    drop_default = "op.alter_column('t_a1', 'kind', server_default=None)"
+    project.write("b2", "a1", f"op.add_column('t_a1', {column})\n    {drop_default}")
+    assert "breaks running code:t_a1" in reasons_of(plan)
+    project.write("b2", "a1", f"op.add_column('t_a1', {column})")
+    assert "breaks running code:t_a1" not in reasons_of(plan)
+
+
+def test_a_safe_way_can_be_pasted(project: Project, plan: Plan) -> None:
+    table = """op.execute('CREATE TABLE "Things" (id bigint PRIMARY KEY, "Name" text, n int)')"""
+    project.write("a1", None, table)
+    project.run("upgrade", "head")
+    unsafe = """
+        op.execute('ALTER TABLE "Things" ADD CONSTRAINT "Uq" UNIQUE NULLS NOT DISTINCT ("Name")')
+        op.execute('ALTER TABLE "Things" ALTER COLUMN "Name" SET NOT NULL')
+        op.execute('''UPDATE "Things" SET n = n + 1 WHERE n = 1 OR "Name" = 'a  b' ''')
+    """
+    project.write("b2", "a1", "\n    ".join(line.strip() for line in unsafe.strip().splitlines()))
+    [revision] = json.loads(plan("--format=json")[1])["revisions"]
+    ways = "\n".join(reason["safe_way"] for reason in revision["reasons"])
+    compile(ways, "safe ways", "exec")
+    for part in (
+        r"CREATE UNIQUE INDEX CONCURRENTLY \"Uq\" ON \"Things\" (\"Name\") NULLS NOT DISTINCT",
+        r"ADD CONSTRAINT \"Uq\" UNIQUE USING INDEX \"Uq\"",
+    ):
+        assert part in ways

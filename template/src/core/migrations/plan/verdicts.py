@@ -38,6 +38,7 @@ class Verdict(StrEnum):
 
 
 _TAKES_LONG = {Verdict.BLOCKS_WRITES, Verdict.BLOCKS_READS, Verdict.REWRITES}
+_COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 _DEFINES = re.compile(r"\s*(CREATE|ALTER|COMMENT)\b", re.IGNORECASE)
 _DELETES = re.compile(
     r"\bDELETE\s+FROM\b|\bMERGE\s+INTO\b(?=.*\bTHEN\s+DELETE\b)", re.IGNORECASE | re.DOTALL
@@ -343,7 +344,7 @@ def _empties(effect: Effect, statement: Statement) -> bool:
 
 def _names(statement: Statement, table: str, verb: re.Pattern[str]) -> bool:
     """Return whether the statement, or a function that it calls, does that to the table."""
-    text = f"{statement.sql}\n{statement.observation.called}"
+    text = _COMMENT.sub(" ", f"{statement.sql}\n{statement.observation.called}")
     if _DEFINES.match(text):
         return False
     name = re.escape(table.rpartition(".")[2].strip('"'))
