@@ -1,4 +1,4 @@
-"""`/health/live`: the process answers. `/health/ready`: it can serve, as the schema is at head."""
+"""`/health/live`: the process answers. `/health/ready`: it can serve, as the schema is there."""
 
 import asyncio
 from http import HTTPStatus
@@ -43,9 +43,13 @@ async def live() -> Live:
     responses={503: {"model": Problem, "description": "The service can't serve; detail says why."}},
 )
 async def ready(request: Request) -> Ready | JSONResponse:
-    """Say whether the database answers and its schema is at head."""
+    """Say whether the database answers and its schema has what this code needs.
+
+    A schema that is ahead has: a newer release migrated it, and this one was rolled back to, or is
+    about to be replaced.
+    """
     state = await _state(request)
-    if state.state is not State.AT_HEAD:
+    if state.state not in {State.AT_HEAD, State.AHEAD}:
         return problem(request, HTTPStatus.SERVICE_UNAVAILABLE, state.describe())
     return Ready(
         schema_state=state.state,
