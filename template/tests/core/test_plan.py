@@ -177,6 +177,14 @@ def test_what_would_leave_the_copy_is_not_rehearsed(
     assert message in " ".join(said.split())
 
 
+def test_a_revision_that_commits_itself_is_planned(project: Project, plan: Plan) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    project.write("b2", "a1", "op.get_bind().commit()")
+    code, said = plan()
+    assert code == 0, said
+
+
 def test_words_in_texts_and_comments_are_no_statements(project: Project, plan: Plan) -> None:
     project.write("a1", None, 'op.execute("CREATE TABLE users (id int PRIMARY KEY, note text)")')
     project.run("upgrade", "head")

@@ -95,7 +95,8 @@ def run_revisions(
                 ", ".join(left),
             )
         if not run.caller_s_transaction:
-            connection.rollback()
+            # Nothing is open, but after a revision that committed itself: where the database is.
+            connection.commit()
 
 
 def set_timeouts(connection: Connection, options: SafetyOptions) -> None:

@@ -142,7 +142,7 @@ def _table(plan: Plan, *, colour: bool) -> list[str]:
         space = " " * indent
         return textwrap.wrap(text, width, initial_indent=space, subsequent_indent=space)
 
-    lines = [_headline(plan)]
+    lines = wrap(_headline(plan), 0)
     for item in plan.revisions:
         verdicts = ", ".join(item.verdicts) if not item.rehearsed.error else "fails"
         code = _GREEN if item.safe else _RED
