@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,18 +29,36 @@ PATIENT = {"lock_timeout": "100ms"}
 
 
 @contextmanager
-def another_session(*statements: str, seconds: float | None = None) -> Iterator[int]:
-    """Run statements in a transaction of another session, which ends with the block or earlier."""
+def another_session(
+    *statements: str,
+    seconds: float | None = None,
+    until: Callable[[], bool] = lambda: True,
+) -> Iterator[int]:
+    """Run statements in a transaction of another session, which ends with the block or earlier.
+
+    Earlier is after `seconds`, but not before `until` returns True.
+    """
     url = get_settings().url.libpq
     with psycopg.connect(url, application_name="somebody") as connection:
         for statement in statements:
             connection.execute(statement.encode())
-        timer = threading.Timer(seconds or 0, connection.rollback)
+
+        def end() -> None:
+            deadline = time.monotonic() + 30
+            while not until() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            connection.rollback()
+
+        timer = threading.Timer(seconds or 0, end)
         if seconds is not None:
             timer.start()
         yield connection.info.backend_pid
         if seconds is not None:
             timer.join()
+
+
+def tried_again(caplog: pytest.LogCaptureFixture) -> Callable[[], bool]:
+    return lambda: "trying again" in caplog.text
 
 
 def take_lock(project: Project) -> str:
@@ -140,7 +158,7 @@ def test_a_table_that_is_held_is_tried_again(
     project.write("a1")
     project.run("upgrade", "head")
     project.write("b2", "a1", "op.add_column('t_a1', sa.Column('name', sa.Text))")
-    with another_session("SELECT FROM t_a1", seconds=1.0) as pid:
+    with another_session("SELECT FROM t_a1", seconds=0, until=tried_again(caplog)) as pid:
         project.run("upgrade", "head", lock_timeout="400ms")
     assert "t_b2" in project.tables()
     assert (
@@ -227,7 +245,8 @@ def test_an_index_whose_building_met_a_lock_timeout_is_built_anew(
     project.write("a1")
     project.run("upgrade", "head")
     project.write("b2", "a1", BUILD(UNIQUE("IF NOT EXISTS")), table=False)
-    with another_session("INSERT INTO t_a1 VALUES (1)", seconds=1.0):
+    statement = "INSERT INTO t_a1 VALUES (1)"
+    with another_session(statement, seconds=0, until=tried_again(caplog)):
         project.run("upgrade", "head", lock_timeout="300ms")
     assert "trying again" in caplog.text
     assert "dropping the invalid index uq_b2" in caplog.text
