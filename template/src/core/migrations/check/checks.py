@@ -34,7 +34,7 @@ from core.migrations.plan.deployed import read_models
 from core.migrations.plan.fingerprint import describe_difference
 from core.migrations.plan.planner import RevisionPlan, bring_to, plan_revisions
 from core.migrations.plan.rehearsal import Step, Walk, rehearse
-from core.migrations.plan.scratch import scratch
+from core.migrations.plan.scratch import Scratch, scratch
 from core.migrations.plan.verdicts import Sizes, Verdict
 from core.migrations.state import Revisions
 from core.postgres_client import ClientProgramError
@@ -201,15 +201,15 @@ class _Gate:
 
     async def round_trips(self) -> Findings:
         self._need_imports()
-        async with self._copy() as url, _connected(url) as connection:
-            count, problems = await connection.run_sync(_walk)
+        async with self._copy() as copy, _connected(copy.url) as connection:
+            count, problems = await connection.run_sync(_walk, shared=copy.shared)
         return f"{_count(count, 'revision')}, the schema as before each time", problems
 
     async def models(self) -> Findings:
         self._need_imports()
-        async with self._copy() as url:
-            await bring_to(url, "heads")
-            async with _connected(url) as connection:
+        async with self._copy() as copy:
+            await bring_to(copy, "heads")
+            async with _connected(copy.url) as connection:
                 return await connection.run_sync(compare_with_models)
 
     async def plan(self) -> Findings:
@@ -222,10 +222,10 @@ class _Gate:
         missing = [head for head in branch.heads if head not in {f.revision for f in self._files}]
         if missing:
             raise _Skipped(f"{branch.name} has revisions that are not here: merge it first")
-        async with self._copy() as url:
+        async with self._copy() as copy:
             for head in branch.heads:
-                await bring_to(url, head)
-            rehearsed = await rehearse(url, "heads", shared=True)
+                await bring_to(copy, head)
+            rehearsed = await rehearse(copy.url, "heads", shared=copy.shared)
         try:
             deployed = read_models(branch.name, variable="BASE")
         except MigrationError:  # of packages that are not here any more: all counts as used
@@ -273,10 +273,10 @@ class _Gate:
         return [file for file in self._files if file.revision not in branch.files]
 
     @asynccontextmanager
-    async def _copy(self) -> AsyncIterator[DatabaseURL]:
+    async def _copy(self) -> AsyncIterator[Scratch]:
         """Make an empty database, and drop it again."""
         async with scratch(self._url, (), with_data=False, empty=True) as copy:
-            yield copy.url
+            yield copy
 
 
 @asynccontextmanager
@@ -318,7 +318,7 @@ def _pattern(template: str, revision: str) -> re.Pattern[str]:
     return re.compile("".join([*pieces, re.escape(template[end:])]))
 
 
-def _walk(connection: Connection) -> tuple[int, list[str]]:
+def _walk(connection: Connection, *, shared: bool) -> tuple[int, list[str]]:
     """Apply every revision, revert it, apply it again; return how many, and what was wrong.
 
     One that acknowledges that it can't be undone is applied once.
@@ -330,7 +330,7 @@ def _walk(connection: Connection) -> tuple[int, list[str]]:
         acknowledged = getattr(revision.module, "acknowledged", {})
         one_way = isinstance(acknowledged, dict) and str(Verdict.CANNOT_BE_UNDONE) in acknowledged
         doing += [(revision, step) for step in (_STEPS[:1] if one_way else _STEPS)]
-    walk = Walk(connection, shared=True)
+    walk = Walk(connection, shared=shared)
     error = walk.run([Step(item.revision, step != _REVERTED) for item, step in doing])
     problems = []
     # The schema before each step, and after it: fewer where one failed.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, event, text
 from sqlalchemy.pool import NullPool
 
 from core.database import create_engine
@@ -13,8 +13,12 @@ from core.database_url import DatabaseURL
 from core.migrations.config import SafetyOptions, make_config
 from core.migrations.errors import MigrationError, migration_errors
 from core.migrations.plan.deployed import Models, read_models
-from core.migrations.plan.rehearsal import Rehearsed, rehearse
-from core.migrations.plan.scratch import scratch
+from core.migrations.plan.rehearsal import (
+    Rehearsed,
+    refuse_what_leaves_the_copy,
+    rehearse,
+)
+from core.migrations.plan.scratch import Scratch, scratch
 from core.migrations.plan.verdicts import (
     Reason,
     Size,
@@ -125,7 +129,7 @@ async def make_plan(live: DatabaseURL, options: SafetyOptions, request: Request)
         tables = await connection.run_sync(_read_sizes)
     async with scratch(live, state.current, with_data=with_data, empty=bool(start)) as copy:
         if start not in {"", "base"}:
-            await bring_to(copy.url, start)
+            await bring_to(copy, start)
         rehearsed = await rehearse(copy.url, request.target, shared=copy.shared)
     sizes = Sizes(
         tables=tables, small_rows=options.plan_small_rows, small_bytes=options.plan_small_bytes
@@ -187,10 +191,17 @@ def _read_sizes(connection: Connection) -> dict[str, Size]:
     }
 
 
-async def bring_to(url: DatabaseURL, revision: str) -> None:
-    """Upgrade the database at `url`, a copy, to a revision."""
-    engine = create_engine(url, poolclass=NullPool)
+async def bring_to(copy: Scratch, revision: str) -> None:
+    """Upgrade a copy to a revision; what is for the whole of a live server is refused there."""
+
+    def guard(_connection: Connection, _cursor: object, sql: str, *_: object) -> None:
+        if copy.shared:
+            refuse_what_leaves_the_copy(sql, "")
+
+    def upgrade(connection: Connection) -> None:
+        event.listen(connection, "before_cursor_execute", guard)
+        command.upgrade(make_config(connection=connection), revision)
+
+    engine = create_engine(copy.url, poolclass=NullPool)
     async with engine.connect() as connection:
-        await connection.run_sync(
-            lambda sync: command.upgrade(make_config(connection=sync), revision)
-        )
+        await connection.run_sync(upgrade)
