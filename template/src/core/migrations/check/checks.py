@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -44,7 +44,7 @@ _SHOWN = 5
 _REVERTED, _AGAIN = "reverted: ", "applied again: "
 _STEPS = ("", _REVERTED, _AGAIN)
 _LONGEST_SQL = 60
-_FIELD = re.compile(r"%\((?P<name>\w+)\)(?P<width>[\d.]*)(?P<type>[sd])")
+_FIELD = re.compile(r"%\((\w+)\)[\d.]*[sd]")
 
 
 class Outcome(StrEnum):
@@ -272,11 +272,9 @@ class _Gate:
     def _new(self, branch: Branch) -> list[RevisionFile]:
         return [file for file in self._files if file.revision not in branch.files]
 
-    @asynccontextmanager
-    async def _copy(self) -> AsyncIterator[Scratch]:
+    def _copy(self) -> AbstractAsyncContextManager[Scratch]:
         """Make an empty database, and drop it again."""
-        async with scratch(self._url, (), with_data=False, empty=True) as copy:
-            yield copy
+        return scratch(self._url, (), with_data=False, empty=True)
 
 
 @asynccontextmanager
@@ -313,7 +311,7 @@ def _pattern(template: str, revision: str) -> re.Pattern[str]:
     for found in _FIELD.finditer(template):
         pieces.append(re.escape(template[end : found.start()]))
         fields = {"rev": re.escape(revision), "slug": r"\w*"}
-        pieces.append(fields.get(found["name"], r"\d+"))
+        pieces.append(fields.get(found[1], r"\d+"))
         end = found.end()
     return re.compile("".join([*pieces, re.escape(template[end:])]))
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from alembic.script import ScriptDirectory
 
-from core.git import find_commit, git, open_archive
 from core.migrations.config import make_config
 from core.migrations.errors import MigrationError
+from core.migrations.git import find_commit, git, open_archive
 from core.project import ROOT
 
 DEFAULT_BASE = "origin/main"
@@ -117,14 +117,12 @@ def read_branch(name: str) -> Branch | None:
         MigrationError: there is no such branch or commit here, or no git.
     """
     base = name or git("rev-parse", "--abbrev-ref", "origin/HEAD", folder=ROOT) or DEFAULT_BASE
-    commit = find_commit(base, folder=ROOT)
-    if not commit:
+    try:
+        commit = find_commit(base, variable="BASE", folder=ROOT)
+    except MigrationError:
         if not name:
             return None
-        raise MigrationError(
-            f"BASE={name}: there is no such branch or commit here; fetch it first "
-            f"(git fetch origin {name.removeprefix('origin/')}; in CI, check out with its history)"
-        )
+        raise
     common = git("merge-base", "HEAD", commit, folder=ROOT)
     if not common:
         raise MigrationError(

@@ -298,6 +298,13 @@ class NamedObject:
     value: str = ""
 
 
+def called_sources(connection: Connection, sql: str) -> str:
+    """Return the source of the functions that a statement may call."""
+    if _CALLS_NOTHING.match(sql):
+        return ""
+    return str(connection.scalar(_SOURCES, {"first": _FIRST_USER_OID, "sql": sql}))
+
+
 def locked_relations(connection: Connection) -> set[int]:
     """Return the oids of what the transaction holds locks on, and of the tables of its indexes."""
     rows = connection.execute(_LOCKS, {"first": _FIRST_USER_OID})
@@ -349,7 +356,7 @@ class Observer:
     touched: set[int] | None = field(default_factory=set)
     """The oids that the revision locked; None where it had statements outside of a transaction."""
     _live: dict[int, Relation] = field(default_factory=dict)
-    _objects: frozenset[NamedObject] = frozenset()
+    _live_objects: frozenset[NamedObject] = frozenset()
     _locks: dict[int, Lock] = field(default_factory=dict)
     _counts: dict[int, Counts] = field(default_factory=dict)
 
@@ -358,38 +365,52 @@ class Observer:
         if not self._live:
             self.relations = read_relations(self.connection)
             self._live = dict(self.relations)
+            self._live_objects = read_objects(self.connection)
         self.existed = {
             oid: relation
             for oid, relation in self.relations.items()
             if relation.name not in OWN_TABLES
         }
-        self._objects = self._objects or read_objects(self.connection)
         self.touched = set()
         self.begin_transaction()
 
     def end(self) -> tuple[tuple[Change, ...], list[NamedObject]]:
         """End with a revision: return what changed without a lock, and which objects are gone.
 
-        The name of a schema does, and with it those of its tables.
+        The name of a schema does, and with it those of its tables. Gone is what the live database
+        has, once.
         """
         after = read_relations(self.connection)
         changes = self._take_over(set(self.relations) | set(after), after)
-        before, self._objects = self._objects, read_objects(self.connection)
-        return changes, sorted(before - self._objects)
+        gone = self._live_objects - read_objects(self.connection)
+        self._live_objects -= gone
+        return changes, sorted(gone)
 
     def begin_transaction(self) -> None:
         """Count from nothing, as the server does once it has handed its counts on."""
-        # Else it does so a second after the last time, whatever the transactions are.
-        if server_major(self.connection) >= _FLUSHES_ON_DEMAND:
-            self.connection.execute(text("SELECT pg_stat_force_next_flush()"))
+        self._flush()
         self._locks, self._counts = {}, {}
 
-    def begin_outside(self) -> list[str]:
-        """Begin with a statement outside of a transaction; return the tables that are there."""
+    def _flush(self) -> None:
+        # Else the server does so a second after the last time, whatever the transactions are.
+        if server_major(self.connection) >= _FLUSHES_ON_DEMAND:
+            self.connection.execute(text("SELECT pg_stat_force_next_flush()"))
+
+    def begin_outside(self, *, committed: bool) -> list[str]:
+        """Begin with a statement outside of the revision's transaction.
+
+        Args:
+            committed: it ends with a commit before it is observed: its counts are then among those
+                that the server has handed on.
+
+        Returns:
+            The tables that are there.
+        """
         self.begin_transaction()
         self.touched = None
-        self._counts = self._committed_counts()
         self.relations = read_relations(self.connection)
+        pending = {oid: relation.counts for oid, relation in self.relations.items()}
+        self._counts = self._committed_counts() if committed else pending
         return [item.name for item in self.relations.values() if item.kind in "rp"]
 
     def observe(self, sql: str) -> Observation:
@@ -412,13 +433,14 @@ class Observer:
         effects = self._effects(locks, after, counts)
         self._locks = locks
         return Observation(
-            effects=effects, changes=self._take_over(touched, after), called=self.sources(sql)
+            effects=effects,
+            changes=self._take_over(touched, after),
+            called=called_sources(self.connection, sql),
         )
 
     def observe_committed(self, sql: str, locks: dict[int, Lock]) -> Observation:
         """Return what a statement outside of a transaction did; `locks` were seen while it ran."""
-        if server_major(self.connection) >= _FLUSHES_ON_DEMAND:
-            self.connection.execute(text("SELECT pg_stat_force_next_flush()"))
+        self._flush()
         after = read_relations(self.connection)
         for oid, now in after.items():
             old = self.relations.get(oid)
@@ -427,18 +449,13 @@ class Observer:
                 locks[oid] = Lock.ACCESS_EXCLUSIVE
         effects = self._effects(locks, after, self._committed_counts())
         changes = self._take_over(set(self.relations) | set(after), after)
-        return Observation(effects=effects, changes=changes, called=self.sources(sql))
+        return Observation(
+            effects=effects, changes=changes, called=called_sources(self.connection, sql)
+        )
 
     def _committed_counts(self) -> dict[int, Counts]:
         rows = self.connection.execute(_STATISTICS)
         return {row.oid: Counts(row.scans, row.rows) for row in rows}
-
-    def sources(self, sql: str) -> str:
-        """Return the source of the functions that a statement may call."""
-        if _CALLS_NOTHING.match(sql):
-            return ""
-        parameters = {"first": _FIRST_USER_OID, "sql": sql}
-        return str(self.connection.scalar(_SOURCES, parameters))
 
     def _effects(
         self,

@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from core.git import find_commit, git, open_archive
 from core.migrations.errors import MigrationError
+from core.migrations.git import find_commit, git, open_archive
 
 Models = Mapping[str, frozenset[str]]
 """Tables, with their schema where that is not public, and the columns that they have."""
@@ -32,12 +32,7 @@ def read_models(name: str, *, variable: str) -> Models:
     Raises:
         MigrationError: it is not here, or its models can't be imported.
     """
-    commit = find_commit(name)
-    if not commit:
-        raise MigrationError(
-            f"{variable}={name}: there is no such branch or commit here; fetch it first "
-            "(in CI, check out with its history)"
-        )
+    commit = find_commit(name, variable=variable)
     with tempfile.TemporaryDirectory() as folder:
         # In a repository of several projects, this one may be new.
         if not git("ls-tree", commit, "--", "src/"):

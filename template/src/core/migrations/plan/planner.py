@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, text
 from sqlalchemy.pool import NullPool
 
 from core.database import create_engine
@@ -13,11 +13,7 @@ from core.database_url import DatabaseURL
 from core.migrations.config import SafetyOptions, make_config
 from core.migrations.errors import MigrationError, migration_errors
 from core.migrations.plan.deployed import Models, read_models
-from core.migrations.plan.rehearsal import (
-    Rehearsed,
-    refuse_what_leaves_the_copy,
-    rehearse,
-)
+from core.migrations.plan.rehearsal import Confinement, Rehearsed, rehearse
 from core.migrations.plan.scratch import Scratch, scratch
 from core.migrations.plan.verdicts import (
     Reason,
@@ -167,18 +163,19 @@ def plan_revisions(
         if not isinstance(acknowledged, Mapping):
             raise MigrationError(
                 f"{module.__file__}: acknowledged: expected a dict of a verdict and table to a "
-                f'reason, such as {{"rewrites:orders": "window on 12 May"}}, not {acknowledged!r}'
+                'reason, such as {"rewrites:orders": "window on 12 May"}, '
+                f"not {acknowledged!r}"
             )
         reasons = judge(item, sizes, acknowledged, deployed)
         # Whoever did not say what is deployed was told more, and may have acknowledged it.
-        all_reasons = [*reasons, *judge(item, sizes, acknowledged)]
+        told = reasons if deployed is None else judge(item, sizes, acknowledged)
         plans.append(
             RevisionPlan(
                 revision=item.revision,
                 message=revisions[item.revision].message,
                 rehearsed=item,
                 reasons=reasons,
-                wrong_acknowledgements=wrong_acknowledgements(all_reasons, acknowledged),
+                wrong_acknowledgements=wrong_acknowledgements(told, acknowledged),
             )
         )
     return plans
@@ -194,13 +191,10 @@ def _read_sizes(connection: Connection) -> dict[str, Size]:
 async def bring_to(copy: Scratch, revision: str) -> None:
     """Upgrade a copy to a revision; what is for the whole of a live server is refused there."""
 
-    def guard(_connection: Connection, _cursor: object, sql: str, *_: object) -> None:
-        if copy.shared:
-            refuse_what_leaves_the_copy(sql, "")
-
     def upgrade(connection: Connection) -> None:
-        event.listen(connection, "before_cursor_execute", guard)
-        command.upgrade(make_config(connection=connection), revision)
+        confinement = Confinement(connection, shared=copy.shared)
+        with confinement.watched():
+            command.upgrade(make_config(connection=connection, recorder=confinement), revision)
 
     engine = create_engine(copy.url, poolclass=NullPool)
     async with engine.connect() as connection:

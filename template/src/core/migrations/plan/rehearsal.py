@@ -30,6 +30,7 @@ from core.migrations.plan.catalog import (
     Observation,
     Observer,
     Relation,
+    called_sources,
     locked_relations,
 )
 from core.migrations.plan.fingerprint import (
@@ -46,6 +47,7 @@ _OUTSIDE_ONLY = re.compile(
 )
 """Statements that PostgreSQL runs only outside of a transaction, or that may be such ones."""
 _POLL = 0.002
+_UNSEEN = "-- changed without a lock on the table, as by the name of a schema"
 _LONGEST_HOLD = 2000
 """Milliseconds for which locks are waited for that the revision itself may hold."""
 _OWN = re.compile(
@@ -54,6 +56,19 @@ _OWN = re.compile(
     r"|SELECT .* FROM alembic_backfill\b|SELECT EXISTS \(SELECT FROM alembic_backfill\))",
 )
 """Statements that are Alembic's or core.migrations's, and no revision's."""
+
+_ENDS_TRANSACTION = re.compile(
+    r"\s*(BEGIN|START|COMMIT|END|ROLLBACK|ABORT)\b(?!\s+TO\b)", re.IGNORECASE
+)
+_OF_THE_SERVER = re.compile(
+    r"\b(CREATE|ALTER|DROP)\s+(ROLE|USER(?!\s+MAPPING)|GROUP|DATABASE|TABLESPACE|SUBSCRIPTION)\b"
+    r"|\bALTER\s+SYSTEM\b|\b(DROP|REASSIGN)\s+OWNED\b",
+    re.IGNORECASE,
+)
+_CREATES_ROUTINE = re.compile(
+    r"\s*CREATE\s+(OR\s+REPLACE\s+)?(FUNCTION|PROCEDURE)\b", re.IGNORECASE
+)
+_QUOTED = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOTALL)
 
 _REQUESTED = text(
     """
@@ -91,35 +106,59 @@ class Rehearsed:
     """Why its downgrade does not bring the schema back; empty where it does."""
 
 
-_ENDS_TRANSACTION = re.compile(
-    r"\s*(BEGIN|START|COMMIT|END|ROLLBACK|ABORT)\b(?!\s+TO\b)", re.IGNORECASE
-)
-_OF_THE_SERVER = re.compile(
-    r"\b(CREATE|ALTER|DROP)\s+(ROLE|USER(?!\s+MAPPING)|GROUP|DATABASE|TABLESPACE|SUBSCRIPTION)\b"
-    r"|\bALTER\s+SYSTEM\b|\b(DROP|REASSIGN)\s+OWNED\b",
-    re.IGNORECASE,
-)
-_CREATES_ROUTINE = re.compile(
-    r"\s*CREATE\s+(OR\s+REPLACE\s+)?(FUNCTION|PROCEDURE)\b", re.IGNORECASE
-)
-_QUOTED = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOTALL)
+class Confinement:
+    """Keeps revisions from changing the live server, where the copy is on it.
 
-
-def refuse_what_leaves_the_copy(sql: str, called: str) -> None:
-    """Refuse a statement that would change the live server, which the copy is on.
-
-    Raises:
-        MigrationError: it is for roles, databases or other things that all databases share.
+    What is for all databases of a server, roles and databases themselves, no copy holds.
     """
-    # In a DO block and in functions, a statement may be quoted.
-    text_ = called if _CREATES_ROUTINE.match(sql) else f"{sql}\n{called}"
-    if not re.match(r"\s*DO\b", sql, re.IGNORECASE) and not called:
-        text_ = _QUOTED.sub("''", text_)
-    if found := _OF_THE_SERVER.search(text_):
-        raise MigrationError(
-            f"{' '.join(found[0].upper().split())} is for the whole server, and the copy is on the "
-            "live one: it is not rehearsed there. Let PLAN_DATABASE_URL name a server where it may be"
-        )
+
+    def __init__(self, connection: Connection, *, shared: bool) -> None:
+        self._connection = connection
+        self._shared = shared
+        self._within = False
+
+    def begin(self, _revision: str) -> None:
+        """Begin with a revision; the runner calls this before each."""
+        self._within = True
+
+    def end(self) -> None:
+        """End with it; the runner calls this in its transaction."""
+        self._within = False
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Watch the connection."""
+        event.listen(self._connection, "before_cursor_execute", self._before)
+        try:
+            yield
+        finally:
+            event.remove(self._connection, "before_cursor_execute", self._before)
+
+    def _before(self, _connection: Connection, _cursor: Any, sql: str, *_: Any) -> None:
+        if self._within:
+            self._within = False  # what this asks itself, is no revision's
+            self.refuse(sql)
+            self._within = True
+
+    def refuse(self, sql: str) -> None:
+        """Refuse a statement that would change the live server.
+
+        Raises:
+            MigrationError: it is for what all databases share, or calls a function that is.
+        """
+        if not self._shared:
+            return
+        called = called_sources(self._connection, sql)
+        said = "" if _CREATES_ROUTINE.match(sql) else sql
+        # In a DO block and in functions, a statement may be quoted.
+        if not re.match(r"\s*DO\b", sql, re.IGNORECASE):
+            said = _QUOTED.sub("''", said)
+        if found := _OF_THE_SERVER.search(f"{said}\n{called}"):
+            raise MigrationError(
+                f"{' '.join(found[0].upper().split())} is for the whole server, and the copy is on "
+                "the live one: it is not rehearsed there. Let PLAN_DATABASE_URL name a server where "
+                "it may be"
+            )
 
 
 class Recorder:
@@ -129,15 +168,16 @@ class Recorder:
         self, connection: Connection, watcher: "LockWatcher", *, shared: bool = False
     ) -> None:
         self.connection = connection
-        self._shared = shared
         self.rehearsed: list[Rehearsed] = []
         self.fingerprints: list[Fingerprint] = []
         """The schema before each."""
         self._schema = FingerprintReader(connection)
+        self._confinement = Confinement(connection, shared=shared)
         self._watcher = watcher
         self._observer = Observer(connection)
         self._asking = False
-        self._wrapped = False
+        self._inside = True
+        self._began = False
         self._running = ""
         self._started = 0.0
 
@@ -163,7 +203,7 @@ class Recorder:
         if unseen:
             observation = Observation(changes=unseen)
             item.statements.append(
-                Statement(sql="", seconds=0, in_transaction=True, observation=observation)
+                Statement(sql=_UNSEEN, seconds=0, in_transaction=True, observation=observation)
             )
         named = {c.table for s in item.statements for c in s.observation.changes}
         item.before, item.after = (
@@ -211,39 +251,38 @@ class Recorder:
             if outside:  # a backfill's
                 return
             raise MigrationError(
-                f"{sql.split(maxsplit=1)[0].upper()} in a revision ends Alembic's transaction, and what comes "
-                "after it is not undone with the rest: with op.get_context().autocommit_block(): "
-                "is for statements outside of one"
+                f"{sql.split(maxsplit=1)[0].upper()} in a revision ends Alembic's transaction, and "
+                "what comes after it is not undone with the rest: with op.get_context()."
+                "autocommit_block(): is for statements outside of one"
             )
-        if self._shared:
-            with self._quietly():
-                refuse_what_leaves_the_copy(sql, self._observer.sources(sql))
+        with self._quietly():
+            self._confinement.refuse(sql)
+            if outside:
+                self._begin_outside(sql)
         self._running = sql
-        if outside:
-            with self._quietly():
-                pid = self.connection.scalar(text("SELECT pg_backend_pid()"))
-                tables = self._observer.begin_outside()
-                self._wrapped = self._wrap(sql)
-            if not self._wrapped:
-                await_only(self._watcher.hold(pid, tables))
         self._started = time.perf_counter()
 
-    def _wrap(self, sql: str) -> bool:
-        """Begin a transaction for a statement that does not need to be outside of one.
+    def _begin_outside(self, sql: str) -> None:
+        """Let the locks of a statement be seen that is outside of the revision's transaction.
 
-        So the locks of all its tables stay, and can be read.
+        One that does not need to be runs in a transaction of its own, in which they stay; of
+        others they are watched.
         """
         driver: Any = self.connection.connection.driver_connection
-        if _OUTSIDE_ONLY.match(sql) or driver.is_in_transaction():
-            return False
-        self._observer.begin_transaction()
-        self.connection.exec_driver_sql("BEGIN")
-        return True
+        own = driver.is_in_transaction()  # a backfill's
+        self._inside = own or not _OUTSIDE_ONLY.match(sql)
+        pid = self.connection.scalar(text("SELECT pg_backend_pid()"))
+        tables = self._observer.begin_outside(committed=not self._inside)
+        if not self._inside:
+            await_only(self._watcher.hold(pid, tables))
+        elif not own:
+            self.connection.exec_driver_sql("BEGIN")
+            self._began = True
 
-    def _unwrap(self, end: str) -> None:
-        if self._wrapped:
-            self._wrapped = False
-            self.connection.exec_driver_sql(end)
+    def _end_outside(self, statement: str) -> None:
+        if self._began:
+            self._began = False
+            self.connection.exec_driver_sql(statement)
 
     def _after(self, _connection: Connection, _cursor: Any, sql: str, *_rest: Any) -> None:
         if self._asking or sql != self._running:
@@ -251,9 +290,9 @@ class Recorder:
         seconds = time.perf_counter() - self._started
         in_transaction = self._in_transaction()
         with self._quietly():
-            if in_transaction or self._wrapped:
+            if in_transaction or self._inside:
                 observation = self._observer.observe(sql)
-                self._unwrap("COMMIT")
+                self._end_outside("COMMIT")
             else:
                 locks = await_only(self._watcher.release())
                 observation = self._observer.observe_committed(sql, locks)
@@ -273,7 +312,7 @@ class Recorder:
         if not self._asking:
             self._running = ""
             with self._quietly():
-                self._unwrap("ROLLBACK")
+                self._end_outside("ROLLBACK")
 
 
 class LockWatcher:
@@ -288,14 +327,21 @@ class LockWatcher:
         self._engine = engine
         self._task: asyncio.Task[None] | None = None
         self._seen: dict[int, Lock] = {}
+        self._failure: DBAPIError | None = None
 
     async def hold(self, pid: int | None, tables: list[str]) -> None:
-        """Lock the tables, and look what `pid` asks for from now on."""
+        """Lock the tables, and look what `pid` asks for from now on.
+
+        Raises:
+            DBAPIError: they can't be locked: what the statement takes would not be seen.
+        """
         await self.release()
-        self._seen = {}
+        self._seen, self._failure = {}, None
         locked = asyncio.Event()
         self._task = asyncio.create_task(self._watch(pid, tables, locked))
         await locked.wait()
+        if self._failure is not None:
+            raise self._failure
 
     async def release(self) -> dict[int, Lock]:
         """Return the strongest lock that was seen on each table."""
@@ -314,6 +360,9 @@ class LockWatcher:
                     names = ", ".join(tables)
                     await holder.exec_driver_sql(f"SET LOCAL lock_timeout = {_LONGEST_HOLD}")
                     await holder.exec_driver_sql(f"LOCK TABLE {names} IN EXCLUSIVE MODE")
+            except DBAPIError as error:
+                self._failure = error
+                return
             finally:
                 locked.set()
             while True:
@@ -385,14 +434,13 @@ class Step(NamedTuple):
     up: bool
 
 
-class Walk:
+class Walk(Confinement):
     """Runs revisions up and down on a connection, and reads the schema after each."""
 
     def __init__(self, connection: Connection, *, shared: bool) -> None:
-        self._shared = shared
+        super().__init__(connection, shared=shared)
         self.fingerprints: list[Fingerprint] = []
         """The schema before the first step, and after each that was done."""
-        self._connection = connection
         self._schema = FingerprintReader(connection)
         self._outside = False
 
@@ -408,31 +456,32 @@ class Walk:
         def resolve(_heads: object, _context: object) -> list[MigrationStep]:
             return [_migration_step(script, step) for step in steps]
 
-        event.listen(self._connection, "before_cursor_execute", self._notice)
         try:
-            with EnvironmentContext(config, script, fn=resolve, destination_rev="heads"):
+            with (
+                self.watched(),
+                EnvironmentContext(config, script, fn=resolve, destination_rev="heads"),
+            ):
                 script.run_env()
         except CommandError as error:
             return str(error)
-        finally:
-            event.remove(self._connection, "before_cursor_execute", self._notice)
         return ""
 
-    def begin(self, _revision: str) -> None:
+    def begin(self, revision: str) -> None:
         """Begin with a revision; the runner calls this before each."""
+        super().begin(revision)
         self._outside = False
 
     def end(self) -> None:
         """End with it; the runner calls this in its transaction."""
-        outside = self._outside
-        self._schema.read(None if outside else locked_relations(self._connection))
+        super().end()
+        self._schema.read(None if self._outside else locked_relations(self._connection))
         self.fingerprints.append(self._schema.fingerprint)
 
-    def _notice(self, connection: Connection, _cursor: Any, sql: str, *_: Any) -> None:
-        if self._shared:
-            refuse_what_leaves_the_copy(sql, "")
-        options = connection.get_execution_options()
-        self._outside = self._outside or options.get("isolation_level") == "AUTOCOMMIT"
+    def _before(self, connection: Connection, cursor: Any, sql: str, *rest: Any) -> None:
+        super()._before(connection, cursor, sql, *rest)
+        if self._within:
+            options = connection.get_execution_options()
+            self._outside = self._outside or options.get("isolation_level") == "AUTOCOMMIT"
 
 
 def _migration_step(script: ScriptDirectory, step: Step) -> MigrationStep:

@@ -33,7 +33,7 @@ def _outside(sql: str) -> str:
 
 def acknowledge(key: str) -> str:
     """Return the code that acknowledges a reason."""
-    return f'acknowledged = {{{_quoted(key)}: "why nobody misses it"}}'
+    return "acknowledged = {" + f'{_quoted(key)}: "why nobody misses it"' + "}"
 
 
 def in_batches(effect: Effect, sql: str) -> str:

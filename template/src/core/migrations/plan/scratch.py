@@ -68,7 +68,11 @@ async def scratch(
     """
     stem = live.database.encode()[:_LONGEST_STEM].decode(errors="ignore")
     name = f"{stem}_plan_{secrets.token_hex(_SUFFIX_BYTES)}"
-    with tempfile.TemporaryDirectory() as folder:
+    try:
+        temporary = tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise ScratchError(f"there is no folder for the dump (TMPDIR): {error}") from error
+    with temporary as folder:
         file = None
         if not empty:
             file = Path(folder) / "live.dump"

@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from core.migrations.errors import MigrationError
 from core.project import ROOT
 
 _GIT = shutil.which("git") or "git"
@@ -23,9 +24,19 @@ def git(*arguments: str, folder: Path = ROOT) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def find_commit(name: str, *, folder: Path = ROOT) -> str:
-    """Return the commit that a branch or revision names; empty if there is none here."""
-    return git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}", folder=folder)
+def find_commit(name: str, *, variable: str, folder: Path = ROOT) -> str:
+    """Return the commit that a branch or revision names.
+
+    Raises:
+        MigrationError: there is none here; the message names the `variable` that it was given as.
+    """
+    commit = git("rev-parse", "--verify", "--quiet", name + "^{commit}", folder=folder)
+    if not commit:
+        raise MigrationError(
+            f"{variable}={name}: there is no such branch or commit here; fetch it first "
+            f"(git fetch origin {name.removeprefix('origin/')}; in CI, check out with its history)"
+        )
+    return commit
 
 
 def open_archive(commit: str, paths: Sequence[str] = (), *, folder: Path = ROOT) -> tarfile.TarFile:
