@@ -2,22 +2,28 @@
 
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
 from api import create_router
 from core.apps import AppImportError
-from core.config import Environment, Pooler, SettingsError, get_settings
-from core.database import create_engine, create_sessionmaker
+from core.config import Environment, Pooler, Settings, SettingsError, get_settings
+from core.database import WatchedPool, create_engine, create_sessionmaker
 from core.embedded_postgres import EmbeddedPostgresError
 from core.errors import Problem, add_error_handlers
+from core.health import DEADLINE, MAX_AGE
 from core.logging import configure_logging
 from core.migrations.errors import MigrationError
 from core.migrations.state import Revisions, SchemaReader
 from core.models import import_models
 from core.project import load_project
 from core.request_id import RequestIDMiddleware
+from core.workers import share_counts
+
+if TYPE_CHECKING:
+    from core.metrics import Metrics
 
 
 @asynccontextmanager
@@ -40,11 +46,15 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         max_overflow=settings.database_max_overflow,
         pool_timeout=settings.database_pool_timeout,
         pool_pre_ping=True,
+        poolclass=WatchedPool,
         hide_parameters=settings.environment is Environment.PROD,
     )
     app.state.sessionmaker = create_sessionmaker(engine)
-    app.state.schema = SchemaReader(probe, app.state.revisions)
-    yield
+    app.state.schema = SchemaReader(probe, app.state.revisions, max_age=MAX_AGE, deadline=DEADLINE)
+    metrics: Metrics | None = app.state.metrics
+    pool: Any = engine.pool
+    async with metrics.watching(app.state.schema, pool) if metrics else nullcontext():
+        yield
     await engine.dispose()
     await probe.dispose()
 
@@ -69,7 +79,19 @@ def create_app() -> FastAPI:
         responses={"default": {"model": Problem, "description": "Any error"}},
     )
     app.state.revisions = revisions
+    app.state.metrics = _make_metrics(settings)
     app.include_router(router)
     add_error_handlers(app)
+    if app.state.metrics is not None:
+        app.state.metrics.add_to(app)
     app.add_middleware(RequestIDMiddleware)  # the last one added is the outermost
     return app
+
+
+def _make_metrics(settings: Settings) -> "Metrics | None":
+    if not settings.metrics:
+        return None
+    shared = share_counts()
+    from core.metrics import Metrics  # noqa: PLC0415 - prometheus-client looks for the folder once
+
+    return Metrics(settings, shared)

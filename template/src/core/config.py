@@ -64,6 +64,12 @@ class Settings(BaseSettings):
     database_max_overflow: Annotated[int, Field(ge=0, le=1000)] = 10
     database_pool_timeout: Annotated[float, Field(gt=0)] = 5.0
     """Seconds that a request waits for a free connection before it is answered with 503."""
+    metrics: bool = True
+    """Whether there are metrics for Prometheus."""
+    metrics_port: Annotated[int | None, Field(ge=1, le=65535)] = None
+    """A port of their own; by default they are at /metrics of the service."""
+    metrics_host: str = "127.0.0.1"
+    """The address that this port listens on."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @model_validator(mode="after")

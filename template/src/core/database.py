@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import (
     async_sessionmaker,
     create_async_engine,
 )
+from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection
 
 from core.config import SettingsError, get_settings
 from core.database_url import DatabaseURL
@@ -70,6 +71,20 @@ def create_engine(
         connect_args={"async_creator_fn": connect, **dialect_arguments},
         **options,
     )
+
+
+class WatchedPool(AsyncAdaptedQueuePool):
+    """A pool that knows how many wait for one of its connections, and have none yet."""
+
+    waiting = 0
+
+    def connect(self) -> PoolProxiedConnection:
+        """Return a connection; wait for one where all are in use."""
+        self.waiting += 1
+        try:
+            return super().connect()
+        finally:
+            self.waiting -= 1
 
 
 def create_sessionmaker(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:

@@ -1,6 +1,5 @@
 """`/health/live`: the process answers. `/health/ready`: it can serve, as the schema is there."""
 
-import asyncio
 from http import HTTPStatus
 from typing import Literal
 
@@ -9,12 +8,14 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from core.errors import Problem, problem
-from core.migrations.state import SchemaReader, SchemaState, State
+from core.migrations.state import SchemaReader, State
 
 router = APIRouter(prefix="/health", tags=["health"])
 
 DEADLINE = 1.5
 """Seconds that the database has to answer; probes commonly give up after two."""
+MAX_AGE = 2.0
+"""Seconds for which the database's answer is given again, to probes and to /metrics."""
 
 
 class Live(BaseModel):
@@ -48,7 +49,8 @@ async def ready(request: Request) -> Ready | JSONResponse:
     A schema that is ahead has: a newer release migrated it, and this one was rolled back to, or is
     about to be replaced.
     """
-    state = await _state(request)
+    reader: SchemaReader = request.app.state.schema
+    state = await reader.read()
     if state.state not in {State.AT_HEAD, State.AHEAD}:
         return problem(request, HTTPStatus.SERVICE_UNAVAILABLE, state.describe())
     return Ready(
@@ -56,15 +58,3 @@ async def ready(request: Request) -> Ready | JSONResponse:
         current=", ".join(state.current) or None,
         head=", ".join(state.heads) or None,
     )
-
-
-async def _state(request: Request) -> SchemaState:
-    # Not asyncio.timeout: closing a connection to a server that hangs can itself take long. The
-    # question is left behind, and the answer given.
-    reader: SchemaReader = request.app.state.schema
-    question = asyncio.create_task(reader.read())
-    done, _ = await asyncio.wait({question}, timeout=DEADLINE)
-    if not done:
-        question.cancel()
-        return SchemaState.unreachable(f"no answer within {DEADLINE} s")
-    return question.result()

@@ -86,11 +86,15 @@ def databases(project: Project) -> list[str]:
 
 
 def content(url: DatabaseURL) -> dict[str, Any]:
-    """Return the schema's objects, every row of every table, and where sequences stand."""
+    """Return the schema's objects, every row of every table, and where sequences stand.
+
+    The record of migrations, in which failures and backups stand too, is left out.
+    """
     with psycopg.connect(url.libpq) as connection:
         relations = connection.execute(
             "SELECT c.oid::regclass::text, c.relkind = 'S' FROM pg_class c WHERE c.relnamespace = "
-            "'public'::regnamespace AND c.relkind IN ('r', 'S') ORDER BY 1"
+            "'public'::regnamespace AND c.relkind IN ('r', 'S') "
+            "AND c.relname NOT LIKE 'alembic_version_history%' ORDER BY 1"
         ).fetchall()
         return {
             name: connection.execute(
@@ -130,6 +134,22 @@ def recorded(project: Project) -> list[TupleRow]:
     with project.connection.transaction():
         query = "SELECT revision, backup FROM alembic_version_history ORDER BY id"
         return project.connection.execute(query).fetchall()
+
+
+def test_a_backup_by_hand_is_recorded_where_there_is_a_record(
+    project: Project, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert migrations.main(["backup"]) == 0
+    assert content(get_settings().url) == {}
+    project.write("a1")
+    project.run("upgrade", "head")
+    assert migrations.main(["backup"]) == 0
+    name = Path(capsys.readouterr().out.splitlines()[-1]).name
+    assert recorded(project) == [("a1", None), ("a1", name)]
+    assert migrations.main(["history"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "  backup     a1  " in last
+    assert f"  backup {name}" in last
 
 
 def test_of_the_schema_alone_there_are_no_rows(project: Project, folder: Path) -> None:

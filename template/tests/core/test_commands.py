@@ -113,6 +113,14 @@ def test_history_says_what_was_done(project: Project, capsys: pytest.CaptureFixt
     first, second = capsys.readouterr().out.splitlines()[-2:]
     assert "upgrade    a1" in first
     assert "downgrade  a1" in second
+    project.write("b2", "a1", "raise RuntimeError('halfway')")
+    project.refused("upgrade", "head")
+    assert migrations.main(["history"]) == 0
+    *_, applied, failed = capsys.readouterr().out.splitlines()
+    assert "upgrade    a1" in applied
+    assert "FAILED" not in applied
+    assert "upgrade    b2" in failed
+    assert failed.endswith("FAILED: RuntimeError: halfway")
 
 
 @pytest.mark.skipif(not HEADS, reason="the project has no revisions yet")

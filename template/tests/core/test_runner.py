@@ -68,15 +68,23 @@ def take_lock(project: Project) -> str:
     return f"SELECT pg_advisory_xact_lock({lock_key(row[0], 'alembic_version')})"
 
 
-def entries(project: Project) -> list[tuple[str, str]]:
-    """Return revision and direction of each row of the record."""
+def read_record(project: Project) -> list[record.Entry]:
+    """Return the rows of the record."""
 
     async def read() -> list[record.Entry]:
         engine = create_engine(get_settings().url, poolclass=NullPool)
         async with engine.connect() as connection:
             return await connection.run_sync(record.read)
 
-    return [(entry.revision, entry.direction) for entry in asyncio.run(read())]
+    return asyncio.run(read())
+
+
+def entries(project: Project) -> list[tuple[str, str]]:
+    """Return revision and direction of each row of the record."""
+    return [
+        (entry.revision, entry.direction + (" failed" if entry.error else ""))
+        for entry in read_record(project)
+    ]
 
 
 def one(project: Project, query: str) -> Any:
@@ -179,7 +187,11 @@ def test_when_tries_are_used_up_what_was_committed_stays(project: Project) -> No
     assert "in each of 2 tries" in message
     assert "pg_terminate_backend" in message
     assert project.tables() == {"t_a1", "t_b2"}
-    assert entries(project) == [("a1", "upgrade"), ("b2", "upgrade")]
+    assert entries(project) == [
+        ("a1", "upgrade"),
+        ("b2", "upgrade"),
+        ("c3", "upgrade failed"),
+    ]
 
 
 def test_a_relative_target_is_not_counted_anew_by_another_try(project: Project) -> None:
@@ -315,11 +327,42 @@ def test_the_record_says_what_was_done(project: Project) -> None:
     project.refused("upgrade", "head")
     project.run("downgrade", "base")
     project.run("stamp", "a1")
-    assert entries(project) == [("a1", "upgrade"), ("a1", "downgrade"), ("a1", "stamp")]
+    assert entries(project) == [
+        ("a1", "upgrade"),
+        ("b2", "upgrade failed"),
+        ("a1", "downgrade"),
+        ("a1", "stamp"),
+    ]
     row = one(project, "SELECT to_jsonb(h) FROM alembic_version_history h LIMIT 1")
     assert row["who"]
     assert row["host"]
     assert row["code_version"] == "0.1.0"
+
+
+def test_a_failure_is_recorded_with_its_reason(project: Project) -> None:
+    project.write("a1", None, "op.execute(\"INSERT INTO nowhere VALUES ('secret')\")")
+    project.refused("upgrade", "head")
+    [entry] = read_record(project)
+    assert entry.error == 'relation "nowhere" does not exist'
+    assert (entry.revision, entry.direction) == ("a1", "upgrade")
+    assert project.tables() == set()
+
+
+def test_a_session_that_was_ended_is_a_failure_too(project: Project) -> None:
+    project.write("a1", None, 'op.execute("SELECT pg_terminate_backend(pg_backend_pid())")')
+    project.refused("upgrade", "head")
+    assert entries(project) == [("a1", "upgrade failed")]
+
+
+def test_a_record_of_an_earlier_version_of_the_template_goes_on(project: Project) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    with project.connection.transaction():
+        project.connection.execute("ALTER TABLE alembic_version_history DROP COLUMN error")
+    assert entries(project) == [("a1", "upgrade")]
+    project.write("b2", "a1", "raise RuntimeError('halfway')")
+    project.refused("upgrade", "head")
+    assert entries(project) == [("a1", "upgrade"), ("b2", "upgrade failed")]
 
 
 def test_a_caller_s_rollback_takes_the_record_along(project: Project) -> None:

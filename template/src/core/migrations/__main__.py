@@ -7,12 +7,14 @@ import os
 import signal
 import sys
 import textwrap
+import time
 from collections.abc import Coroutine, Sequence
 from contextlib import redirect_stdout
 from typing import Any, TypeVar
 
 from alembic import command
 from alembic.util import CommandError
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
@@ -28,6 +30,7 @@ from core.migrations.backup import (
     find_backup,
     format_size,
     list_backups,
+    record_backup,
     take_backup,
 )
 from core.migrations.check.checks import Outcome, run_checks
@@ -163,8 +166,13 @@ def _history() -> int:
             f"{when}  {entry.direction:<9}  {entry.revision}  {entry.seconds:.2f} s  "
             f"{entry.who}@{entry.host}  code {entry.code_version}{message}"
             f"{f'  backup {entry.backup}' if entry.backup else ''}"
+            f"{f'  FAILED: {entry.error}' if entry.error else ''}"
         )
-    recorded = {entry.revision for entry in entries}
+    recorded = {
+        entry.revision
+        for entry in entries
+        if entry.error is None and entry.direction is not record.Direction.BACKUP
+    }
     for revision in state.current:
         if revision not in recorded:
             print(f"{revision}: applied before the record began; when, and by whom, is not known")
@@ -190,11 +198,17 @@ def _backup(kind: BackupKind) -> int:
     url = get_settings().migration_url
     options = load_alembic_config().safety
 
+    def take_and_record(connection: Connection) -> Backup:
+        started = time.monotonic()
+        backup = take_backup(connection, url, options, kind)
+        record_backup(connection, backup, time.monotonic() - started)
+        return backup
+
     async def take() -> Backup:
         await refuse_transaction_pooler(url)
         engine = create_engine(url, poolclass=NullPool)
         async with engine.connect() as connection:
-            return await connection.run_sync(take_backup, url, options, kind)
+            return await connection.run_sync(take_and_record)
 
     print(asyncio.run(take()).path)
     return 0

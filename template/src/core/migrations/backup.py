@@ -17,11 +17,13 @@ from typing import Self
 from urllib.parse import unquote
 
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
 from core.config import Environment, get_settings
 from core.database_url import DatabaseURL
+from core.migrations import record
 from core.migrations.config import BackupKind, SafetyOptions
-from core.migrations.errors import MigrationError
+from core.migrations.errors import MigrationError, describe_error
 from core.postgres_client import ClientProgramError, find_client, run_client
 from core.project import ROOT
 
@@ -150,6 +152,23 @@ def take_backup(
     for old in [item for item in alike if item != taken][options.backup_keep - 1 :]:
         old.path.unlink(missing_ok=True)
     return taken
+
+
+def record_backup(connection: Connection, backup: Backup, seconds: float) -> None:
+    """Record a backup that no migration took; in a database without a record none is begun."""
+    event = record.Event(
+        revision=backup.revision,
+        direction=record.Direction.BACKUP,
+        seconds=seconds,
+        backup=backup.path.name,
+    )
+    try:
+        if record.exists(connection):
+            record.write(connection, event)
+        connection.commit()
+    except DBAPIError as error:  # a role, or a replica, that may only read
+        connection.rollback()
+        logger.warning("the backup was made, but not recorded: %s", describe_error(error))
 
 
 def list_backups(folder: Path) -> list[Backup]:

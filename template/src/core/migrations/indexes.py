@@ -23,15 +23,14 @@ _CREATE = re.compile(
     re.IGNORECASE,
 )
 # An index of a partitioned table is invalid until each partition has its own: that is no failure.
-_INVALID = text(
-    """
-    SELECT c.oid::regclass::text AS name
+_FROM_INVALID = """
     FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
     WHERE NOT i.indisvalid AND c.relkind = 'i'
       AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.index_relid = c.oid)
-    ORDER BY 1
-    """
-)
+"""
+_INVALID = text(f"SELECT c.oid::regclass::text {_FROM_INVALID} ORDER BY 1")
+COUNT_INVALID = f"SELECT count(*) {_FROM_INVALID}"
+"""How many indexes are invalid that nobody is building, as a query for a larger one."""
 _FIND = text(
     """
     SELECT c.oid::regclass::text

@@ -1,13 +1,15 @@
-"""What was applied and reverted, when, by whom: a row a revision, in its own transaction.
+"""What was applied, reverted, backed up and failed, when, by whom.
 
-The table needs no revision of its own, and autogenerate never sees it.
+A revision's row is written in the revision's own transaction. The table needs no revision of its
+own, and autogenerate never sees it.
 """
 
 import getpass
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from enum import StrEnum
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
@@ -27,49 +29,73 @@ _CREATE = f"""
         who text NOT NULL,
         host text NOT NULL,
         code_version text NOT NULL,
-        backup text
+        backup text,
+        error text
     )
 """
+# Of a table that an earlier version of this module made; where it is there, nothing is locked.
+_ADD_ERROR = f"ALTER TABLE {TABLE} ADD COLUMN error text"
+_COLUMNS = text(
+    "SELECT to_regclass(:table) IS NOT NULL AS there, EXISTS (SELECT FROM pg_attribute"
+    " WHERE attrelid = to_regclass(:table) AND attname = 'error') AS with_error"
+)
 _INSERT = text(
     f"INSERT INTO {TABLE}"  # noqa: S608
-    " (revision, direction, started_at, duration, who, host, code_version, backup)"
+    " (revision, direction, started_at, duration, who, host, code_version, backup, error)"
     " VALUES (:revision, :direction, clock_timestamp() - make_interval(secs => :seconds),"
-    " make_interval(secs => :seconds), :who, :host, :code_version, :backup)"
+    " make_interval(secs => :seconds), :who, :host, :code_version, :backup, :error)"
 )
 _SELECT = text(
     "SELECT revision, direction, started_at, extract(epoch FROM duration) AS seconds,"  # noqa: S608
-    f" who, host, code_version, backup FROM {TABLE} ORDER BY id"
+    " who, host, code_version, backup, to_jsonb(record) ->> 'error' AS error"
+    f" FROM {TABLE} record ORDER BY id"
 )
 
 
+class Direction(StrEnum):
+    """What a row tells of."""
+
+    UPGRADE = "upgrade"
+    DOWNGRADE = "downgrade"
+    STAMP = "stamp"
+    BACKUP = "backup"
+
+
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A revision that was applied, reverted or stamped."""
+class Event:
+    """A revision that was applied, reverted or stamped, or failed to be; or a backup."""
 
     revision: str
-    direction: str
-    started_at: datetime
+    """Of a backup, the one that the database was at."""
+    direction: Direction
     seconds: float
+    backup: str | None = None
+    error: str | None = None
+    """Why it failed; None where it did not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry(Event):
+    """A row of the record."""
+
+    started_at: datetime
     who: str
     host: str
     code_version: str
-    backup: str | None
 
 
-def write(
-    connection: Connection, *, revision: str, direction: str, seconds: float, backup: str | None
-) -> None:
+def write(connection: Connection, event: Event) -> None:
     """Write a row, in the transaction that is open."""
-    if connection.scalar(text("SELECT to_regclass(:table) IS NULL"), {"table": TABLE}):
+    table = connection.execute(_COLUMNS, {"table": TABLE}).one()
+    if not table.there:
         connection.execute(text(_CREATE))
+    elif not table.with_error:
+        connection.execute(text(_ADD_ERROR))
     values = {
-        "revision": revision,
-        "direction": direction,
-        "seconds": seconds,
+        **asdict(event),
         "who": _who(),
         "host": socket.gethostname(),
         "code_version": code_version(),
-        "backup": backup,
     }
     connection.execute(_INSERT, values)
 
@@ -83,7 +109,15 @@ def read(connection: Connection) -> list[Entry]:
             raise
         connection.rollback()
         return []
-    return [Entry(**{**row, "seconds": float(row["seconds"])}) for row in rows]
+    return [
+        Entry(**{**row, "seconds": float(row["seconds"]), "direction": Direction(row["direction"])})
+        for row in rows
+    ]
+
+
+def exists(connection: Connection) -> bool:
+    """Return whether something was ever recorded in this database."""
+    return bool(connection.execute(_COLUMNS, {"table": TABLE}).one().there)
 
 
 def code_version() -> str:

@@ -5,7 +5,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from core.config import Environment, get_settings
+from core.database import DatabaseUnavailableError
 from core.database_url import DatabaseURL
 from core.migrations import record
 from core.migrations.backup import kind_before_migrations, take_backup
@@ -22,9 +23,10 @@ from core.migrations.batches import RUNNING, forget_places
 from core.migrations.blockers import Blockers
 from core.migrations.config import BackupKind, SafetyOptions, parse_milliseconds
 from core.migrations.confirm import confirm
-from core.migrations.errors import MigrationError, place_in_revision
+from core.migrations.errors import MigrationError, describe_error, place_in_revision
 from core.migrations.indexes import ConcurrentIndexes, invalid_indexes
 from core.migrations.lock import migration_lock
+from core.migrations.record import Direction, Event
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,9 @@ _LOCK_NOT_AVAILABLE = "55P03"
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 """Seconds between two tries: they double from the first to the longest, less up to a half."""
+
+_LONGEST_ERROR = 500
+"""Characters of an error that are recorded."""
 
 
 class LockTimeoutError(MigrationError):
@@ -85,9 +90,10 @@ def run_revisions(
                 "another runner changed where the database is while this one waited, so that other "
                 "revisions would be reverted now. Nothing was changed; run this again."
             )
-        run.back_up()
-        with run.prepared():
-            run.until_done()
+        with run.failures_recorded():
+            run.back_up()
+            with run.prepared():
+                run.until_done()
         if left := invalid_indexes(connection):
             logger.warning(
                 "invalid indexes, which PostgreSQL does not use but keeps up to date: %s. "
@@ -142,6 +148,16 @@ def _confirm_downgrade(connection: Connection, reverted: list[str]) -> None:
     )
 
 
+def _direction(info: MigrationInfo) -> Direction:
+    if info.is_stamp:
+        return Direction.STAMP
+    return Direction.UPGRADE if info.is_upgrade else Direction.DOWNGRADE
+
+
+def _revisions(info: MigrationInfo) -> tuple[str, ...]:
+    return tuple(info.destination_revision_ids if info.is_stamp else info.up_revision_ids)
+
+
 class _Run:
     """A command's steps, with what is done before and after each."""
 
@@ -193,6 +209,34 @@ class _Run:
         )
         with self.indexes.watched():
             yield
+
+    @contextmanager
+    def failures_recorded(self) -> Iterator[None]:
+        """Record what ends the run: a service that is watched shows it."""
+        self._started = time.monotonic()
+        try:
+            yield
+        except Exception as error:
+            if self.own is not None:
+                self._record_failure(error)
+            raise
+
+    def _record_failure(self, error: Exception) -> None:
+        if self._done == len(self.steps):
+            return  # all were applied, and recorded
+        info: MigrationInfo = self.steps[self._done].info
+        # The error that is raised says more than one of recording it.
+        with suppress(DBAPIError, DatabaseUnavailableError):
+            self.connection.rollback()
+            failure = Event(
+                revision="+".join(_revisions(info)),
+                direction=_direction(info),
+                seconds=time.monotonic() - self._started,
+                backup=self._backup,
+                error=describe_error(error).splitlines()[0][:_LONGEST_ERROR],
+            )
+            record.write(self.connection, failure)
+            self.connection.commit()
 
     def until_done(self) -> None:
         """Run the steps; try again where a lock was held too long."""
@@ -256,18 +300,16 @@ class _Run:
         if recorder := context.config.attributes.get("recorder"):
             recorder.end()
         self.indexes.check()
-        moved = "upgrade" if step.is_upgrade else "downgrade"
-        direction = "stamp" if step.is_stamp else moved
+        direction = _direction(step)
         seconds = time.monotonic() - self._started
-        if direction == "downgrade":
+        if direction is Direction.DOWNGRADE:
             forget_places(self.connection)
-        revisions = step.destination_revision_ids if step.is_stamp else step.up_revision_ids
-        for revision in revisions:
-            record.write(
-                self.connection,
+        for revision in _revisions(step):
+            applied = Event(
                 revision=revision,
                 direction=direction,
                 seconds=seconds,
                 backup=None if step.is_stamp else self._backup,
             )
+            record.write(self.connection, applied)
         self._done += 1

@@ -1,8 +1,10 @@
 """What state the schema is in: the one answer that status, readiness and metrics give."""
 
+import asyncio
 import re
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Self
 
@@ -10,14 +12,43 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from core.database import DatabaseUnavailableError
 from core.migrations.config import make_config
 from core.migrations.errors import describe_error, migration_errors
+from core.migrations.indexes import COUNT_INVALID
+from core.migrations.record import TABLE, Direction
 
 _CREATE_DATE = re.compile(r"^Create Date: (\d{4}-\d\d-\d\d \d\d:\d\d)", re.MULTILINE)
 _UNDEFINED_TABLE = "42P01"
+_INSUFFICIENT_PRIVILEGE = "42501"
+
+_READ_CURRENT = text("SELECT version_num FROM alembic_version")
+# One small question for all that is watched. Times are seconds since 1970.
+_READ_ALL = text(
+    f"""
+    WITH record AS (
+        SELECT id, revision, direction, backup, extract(epoch FROM duration)::float8 AS seconds,
+               extract(epoch FROM started_at + duration)::float8 AS ended,
+               to_jsonb(history) ->> 'error' IS NOT NULL AS failed
+        FROM {TABLE} history
+    ), last AS (
+        SELECT revision, direction, ended, seconds FROM record
+        WHERE NOT failed AND direction IN ('{Direction.UPGRADE}', '{Direction.DOWNGRADE}')
+        ORDER BY id DESC LIMIT 1
+    )
+    SELECT ARRAY(SELECT version_num FROM alembic_version) AS current,
+           last.revision AS last_revision, last.direction AS last_direction,
+           last.ended AS last_ended, last.seconds AS last_seconds,
+           (SELECT count(*) FROM record WHERE failed) AS failures,
+           (SELECT max(ended) FROM record WHERE failed) AS failed_at,
+           (SELECT max(ended) FROM record
+            WHERE backup IS NOT NULL AND backup NOT LIKE '%.schema.dump') AS backed_up_at,
+           ({COUNT_INVALID}) AS invalid_indexes
+    FROM (SELECT) one LEFT JOIN last ON true
+    """  # noqa: S608
+)
 
 
 class State(StrEnum):
@@ -44,6 +75,25 @@ class Revision:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What the record of migrations says in short. Times are seconds since 1970."""
+
+    last_revision: str | None
+    """That was applied or reverted last."""
+    last_direction: Direction | None
+    last_ended: float | None
+    last_seconds: float | None
+    """How long it took."""
+    failures: int
+    """Since the record began."""
+    failed_at: float | None
+    backed_up_at: float | None
+    """When the last backup was made that holds the rows, too."""
+    invalid_indexes: int
+    """That PostgreSQL does not use; those that are being built do not count."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SchemaState:
     """The state, and what it was concluded from."""
 
@@ -53,6 +103,8 @@ class SchemaState:
     pending: tuple[Revision, ...] = ()
     """The revisions to apply, in their order."""
     reason: str = ""
+    recorded: Recorded | None = None
+    """None where nothing was recorded yet, or where this role may not read it."""
 
     @classmethod
     def unreachable(cls, reason: str) -> Self:
@@ -135,19 +187,72 @@ class Revisions:
 class SchemaReader:
     """Asks a database for its revision and compares it with the code's."""
 
-    def __init__(self, engine: AsyncEngine, revisions: Revisions) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        revisions: Revisions,
+        *,
+        max_age: float = 0.0,
+        deadline: float | None = None,
+    ) -> None:
+        """Make a reader; nothing is asked yet.
+
+        Args:
+            engine: of the database.
+            revisions: of the code.
+            max_age: seconds for which an answer is given again.
+            deadline: seconds after which a database that did not answer is unreachable.
+        """
         self._engine = engine
         self._revisions = revisions
+        self._max_age = max_age
+        self._deadline = deadline
+        self._answer: SchemaState | None = None
+        self._answered = 0.0
+        self._question: asyncio.Task[SchemaState] | None = None
 
     async def read(self) -> SchemaState:
-        """Return the state now. A database that can't be asked is a state, not an exception."""
+        """Return the state. A database that can't be asked is a state, not an exception.
+
+        Whoever asks while a question is open waits for its answer.
+        """
+        if self._answer is not None and time.monotonic() - self._answered < self._max_age:
+            return self._answer
+        question = self._question
+        if question is None:
+            question = self._question = asyncio.create_task(self._ask())
+        # Not asyncio.timeout: closing a connection to a server that hangs can itself take long.
+        # The question is left behind, and an answer given.
+        done, _ = await asyncio.wait({question}, timeout=self._deadline)
+        if not done:
+            question.cancel()
+            answer = SchemaState.unreachable(f"no answer within {self._deadline} s")
+        else:
+            answer = question.result()
+        if self._question is question:
+            self._question = None
+            self._answer, self._answered = answer, time.monotonic()
+        return answer
+
+    async def _ask(self) -> SchemaState:
         try:
             async with self._engine.connect() as connection:
-                rows = await connection.scalars(text("SELECT version_num FROM alembic_version"))
-                return self._revisions.state(rows.all())
+                return await self._ask_on(connection)
         except DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) == _UNDEFINED_TABLE:
                 return self._revisions.state((), versioned=False)
             return SchemaState.unreachable(describe_error(error))
         except (DatabaseUnavailableError, PoolTimeoutError) as error:
             return SchemaState.unreachable(str(error))
+
+    async def _ask_on(self, connection: AsyncConnection) -> SchemaState:
+        try:
+            row = dict((await connection.execute(_READ_ALL)).mappings().one())
+        except DBAPIError as error:
+            sqlstate = getattr(error.orig, "sqlstate", None)
+            if sqlstate not in {_UNDEFINED_TABLE, _INSUFFICIENT_PRIVILEGE}:
+                raise
+            await connection.rollback()
+            return self._revisions.state(await connection.scalars(_READ_CURRENT))
+        state = self._revisions.state(row.pop("current"))
+        return replace(state, recorded=Recorded(**row))

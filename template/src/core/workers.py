@@ -1,0 +1,61 @@
+"""What the workers of one service count together: files that each of them writes its own of."""
+
+import hashlib
+import multiprocessing
+import os
+import re
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Where prometheus-client puts these files; it looks when it is imported, and never again."""
+_PREFIX = "service-metrics-"
+_OF_A_PROCESS = re.compile(r"_(\d+)\.db$")
+
+
+def share_counts() -> Path | None:
+    """Return the folder of the counts, which is made; None for a service of one process.
+
+    `uvicorn --workers` (and `--reload`) starts its workers by multiprocessing, which gives all of
+    them one secret: what names the folder. Under another process manager, set the variable
+    PROMETHEUS_MULTIPROC_DIR to an empty folder instead.
+    """
+    if given := os.environ.get(VARIABLE):
+        folder = Path(given)
+    elif multiprocessing.parent_process() is not None:
+        secret = bytes(multiprocessing.current_process().authkey)
+        name = hashlib.sha256(secret).hexdigest()[:16]
+        folder = Path(tempfile.gettempdir()) / f"{_PREFIX}{name}"
+        os.environ[VARIABLE] = str(folder)
+    else:
+        return None
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for other in folder.parent.glob(f"{_PREFIX}*"):
+        if other != folder and not any(_is_running(pid) for pid in _pids(other)):
+            shutil.rmtree(other, ignore_errors=True)  # of a service that has ended
+    return folder
+
+
+def forget_the_dead(folder: Path) -> None:
+    """Delete the gauges of workers that have ended; what they counted stays."""
+    for file in folder.glob("gauge_live*.db"):
+        match = _OF_A_PROCESS.search(file.name)
+        if match and not _is_running(int(match[1])):
+            file.unlink(missing_ok=True)
+
+
+def _pids(folder: Path) -> set[int]:
+    return {
+        int(match[1]) for file in folder.glob("*.db") if (match := _OF_A_PROCESS.search(file.name))
+    }
+
+
+def _is_running(pid: int) -> bool:
+    with suppress(PermissionError):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+    return True
