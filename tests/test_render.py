@@ -22,6 +22,10 @@ ALWAYS = {
     ".gitignore",
     "Makefile",
     "README.md",
+    "deploy/grafana/dashboard.json",
+    "deploy/prometheus/alerts.test.yml",
+    "deploy/prometheus/alerts.yml",
+    "docs/watching.md",
     "migrations/env.py",
     "migrations/script.py.mako",
     "pyproject.toml",
@@ -42,7 +46,7 @@ OPTIONAL: dict[str, tuple[dict[str, object], set[str]]] = {
     "gitlab": ({"ci": "gitlab"}, {".gitlab-ci.yml"}),
     "containers": (
         {"container_files": True},
-        {"Dockerfile", ".dockerignore", "compose.yaml"},
+        {"Dockerfile", ".dockerignore", "compose.yaml", "docs/kubernetes.md"},
     ),
 }
 
