@@ -71,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     backup.set_defaults(run=lambda given: _backup(BackupKind(given.kind)))
     backups = commands.add_parser("backups", help="list the backups, and read each to its end")
     backups.set_defaults(run=lambda _: _backups())
+    path = commands.add_parser("backup-path", help="print where a backup is, or their folder")
+    path.add_argument("backup", nargs="?", default="", help="a file, a name, or `latest`")
+    path.set_defaults(run=lambda given: _backup_path(given.backup))
     restoring = commands.add_parser("restore", help="restore a backup into a new database")
     restoring.add_argument("backup", help="a file, a name that `backups` lists, or `latest`")
     restoring.add_argument("--into", default="", help="the new database's name")
@@ -78,15 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--confirm", default="", help="the present database's name: put the backup in its place"
     )
     restoring.set_defaults(run=_restore)
-    plan = commands.add_parser("plan", help="rehearse what is pending on a copy, and judge it")
-    plan.add_argument("--format", choices=[form.value for form in Format], default="table")
-    plan.add_argument("--from", dest="start", default="", help="begin at this revision")
-    plan.add_argument("--to", default="head", help="go to this revision")
-    plan.add_argument("--with-data", action="store_true", help="copy the rows, too")
-    plan.add_argument(
-        "--deployed", default="", help="the branch or commit that runs now: what its models use"
-    )
-    plan.set_defaults(run=_plan)
+    _add_plan(commands.add_parser("plan", help="rehearse what is pending on a copy, and judge it"))
     check = commands.add_parser("check", help="say whether the revisions may be merged")
     check.add_argument("--base", default="", help="the branch to merge into; else origin's main")
     check.set_defaults(run=lambda given: _check(given.base))
@@ -116,6 +111,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     return code
+
+
+def _add_plan(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument("--format", choices=[form.value for form in Format], default="table")
+    plan.add_argument("--from", dest="start", default="", help="begin at this revision")
+    plan.add_argument("--to", default="head", help="go to this revision")
+    plan.add_argument("--with-data", action="store_true", help="copy the rows, too")
+    plan.add_argument(
+        "--deployed", default="", help="the branch or commit that runs now: what its models use"
+    )
+    plan.add_argument("--base", default="", help="a branch: what this one adds to its revisions")
+    plan.add_argument(
+        "--allow-unsafe", action="store_true", help="end with 0 where something is unsafe, too"
+    )
+    plan.set_defaults(run=_plan)
 
 
 def _status() -> int:
@@ -223,6 +233,14 @@ def _backups() -> int:
     return 1 if broken else 0
 
 
+def _backup_path(given: str) -> int:
+    folder = backup_folder(load_alembic_config().safety)
+    database = get_settings().migration_url.database
+    found = find_backup(folder, given, database, full=False).path.resolve() if given else folder
+    print(found)
+    return 0
+
+
 def _restore(given: argparse.Namespace) -> int:
     url = get_settings().migration_url
     if given.confirm and given.confirm != url.database:
@@ -263,7 +281,11 @@ def _plan(given: argparse.Namespace) -> int:
     # What Alembic says of the copy would stand between the lines of the plan.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     request = Request(
-        start=given.start, target=given.to, with_data=given.with_data, deployed=given.deployed
+        start=given.start,
+        target=given.to,
+        with_data=given.with_data,
+        deployed=given.deployed,
+        base=given.base,
     )
     planning = make_plan(get_settings().migration_url, load_alembic_config().safety, request)
     # What revisions print does not stand in the plan, which a program may read.
@@ -274,7 +296,7 @@ def _plan(given: argparse.Namespace) -> int:
     print(render(plan, Format(given.format), colour=colour))
     if any(item.rehearsed.error for item in plan.revisions):
         return 1
-    return 0 if plan.safe else UNSAFE
+    return 0 if plan.safe or given.allow_unsafe else UNSAFE
 
 
 def _check(base: str) -> int:
