@@ -1,13 +1,17 @@
 """What a migration would do, rehearsed. The template's own tests have the long list of cases."""
 
 import json
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from tests.support import Project
 
 from core.migrations import __main__ as migrations
 from core.migrations import state
+from core.migrations.check import released
 from core.migrations.plan import planner, rehearsal
 from core.postgres_client import ClientProgramError, find_client
 
@@ -226,3 +230,79 @@ def test_a_safe_way_can_be_pasted(project: Project, plan: Plan) -> None:
         r"ADD CONSTRAINT \"Uq\" UNIQUE USING INDEX \"Uq\"",
     ):
         assert part in ways
+
+
+@pytest.fixture
+def based(project: Project, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A repository whose branch `base` has the heads a1 and b1; nothing of it is in a database."""
+    git = shutil.which("git")
+    if git is None:
+        pytest.skip("git is not installed")
+    monkeypatch.setattr(released, "ROOT", project.folder)
+    monkeypatch.setattr(released, "make_config", project.config)
+    monkeypatch.setattr(released, "revision_folders", lambda: [Path()])
+    project.write("a1")
+    project.write("b1")
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
+    for arguments in (
+        ["init", "--quiet", "--initial-branch=base"],
+        ["add", "--all"],
+        [*identity, "commit", "--quiet", "--message=Commit"],
+    ):
+        subprocess.run([git, *arguments], cwd=project.folder, check=True)
+    return project
+
+
+def test_what_a_branch_adds_is_planned_from_all_heads_of_its_base(
+    based: Project, plan: Plan
+) -> None:
+    assert plan("--base=base") == (0, "This branch adds no revision to base.\n")
+    based.write("a2", "a1", "op.create_index('ix', 't_b1', ['id'])")
+    code, said = plan("--base=base", "--format=json")
+    assert code == migrations.UNSAFE
+    document = json.loads(said)
+    assert (document["base"], document["current"]) == ("base", ["a1", "b1"])
+    [revision] = document["revisions"]
+    assert revision["revision"] == "a2"
+    assert "blocks writes:t_b1" in {reason["key"] for reason in revision["reasons"]}
+    code, said = plan("--base=base", "--allow-unsafe", "--format=markdown")
+    assert code == 0
+    assert "1 revision new to base" in said
+    assert based.tables() == set()
+    assert databases(based) == []
+
+
+def test_a_branch_is_planned_whatever_the_database_has(based: Project, plan: Plan) -> None:
+    based.run("upgrade", "a1")
+    based.connection.execute("UPDATE alembic_version SET version_num = 'unknown'")
+    based.connection.commit()
+    based.write("a2", "a1")
+    assert "a2" in plan("--base=base")[1]
+    code, said = plan()
+    assert code == 1
+    assert "which this code does not have" in said
+
+
+def test_what_keeps_a_branch_from_being_planned_is_said(based: Project, plan: Plan) -> None:
+    for arguments, message in {
+        ("--base=nowhere",): "BASE=nowhere: there is no such branch or commit here",
+        ("--base=base", "--from=a1"): "leave FROM out",
+        ("--base=base", "--with-data"): "leave WITH_DATA out",
+        ("--base=base", "--deployed=nowhere"): "DEPLOYED=nowhere: there is no such branch",
+    }.items():
+        based.write("a2", "a1")
+        code, said = plan(*arguments)
+        assert (code, message in said) == (1, True), said
+    (based.folder / "a2.py").unlink()
+    (based.folder / "b1.py").unlink()
+    code, said = plan("--base=base")
+    assert code == 1
+    assert said == "base has revisions that are not here: merge it first\n"
+
+
+def test_a_revision_that_fails_after_its_base_is_said(based: Project, plan: Plan) -> None:
+    based.write("a2", "a1", "raise RuntimeError('halfway')")
+    code, said = plan("--base=base", "--allow-unsafe")
+    assert code == 1
+    assert "RuntimeError: halfway (the copy has no rows)" in " ".join(said.split())
+    assert databases(based) == []

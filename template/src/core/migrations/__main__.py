@@ -20,6 +20,7 @@ from sqlalchemy.pool import NullPool
 
 from core.config import SettingsError, get_settings
 from core.database import DatabaseUnavailableError, create_engine
+from core.database_url import DatabaseURL
 from core.embedded_postgres import EmbeddedPostgresError
 from core.logging import configure_logging
 from core.migrations import record
@@ -29,6 +30,7 @@ from core.migrations.backup import (
     check_readable,
     find_backup,
     format_size,
+    kind_before_migrations,
     list_backups,
     record_backup,
     take_backup,
@@ -53,6 +55,8 @@ from core.postgres_client import ClientProgramError, find_client
 T = TypeVar("T")
 UNSAFE = 3
 """The exit code of `plan` where something is unsafe."""
+_AS_SET, _PENDING = "auto", "pending"
+"""What the options have backed up before migrations; the same, if there are revisions to apply."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,11 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     reset.set_defaults(run=lambda given: _reset(given.confirm))
     backup = commands.add_parser("backup", help="back the database up")
-    kinds = [BackupKind.FULL.value, BackupKind.SCHEMA.value]
+    kinds = [BackupKind.FULL.value, BackupKind.SCHEMA.value, _AS_SET, _PENDING]
     backup.add_argument("--kind", choices=kinds, default=BackupKind.FULL.value)
-    backup.set_defaults(run=lambda given: _backup(BackupKind(given.kind)))
+    backup.set_defaults(run=lambda given: _backup(given.kind))
     backups = commands.add_parser("backups", help="list the backups, and read each to its end")
     backups.set_defaults(run=lambda _: _backups())
+    path = commands.add_parser("backup-path", help="print where a backup is, or their folder")
+    path.add_argument("backup", nargs="?", default="", help="a file, a name, or `latest`")
+    path.set_defaults(run=lambda given: _backup_path(given.backup))
     restoring = commands.add_parser("restore", help="restore a backup into a new database")
     restoring.add_argument("backup", help="a file, a name that `backups` lists, or `latest`")
     restoring.add_argument("--into", default="", help="the new database's name")
@@ -81,15 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--confirm", default="", help="the present database's name: put the backup in its place"
     )
     restoring.set_defaults(run=_restore)
-    plan = commands.add_parser("plan", help="rehearse what is pending on a copy, and judge it")
-    plan.add_argument("--format", choices=[form.value for form in Format], default="table")
-    plan.add_argument("--from", dest="start", default="", help="begin at this revision")
-    plan.add_argument("--to", default="head", help="go to this revision")
-    plan.add_argument("--with-data", action="store_true", help="copy the rows, too")
-    plan.add_argument(
-        "--deployed", default="", help="the branch or commit that runs now: what its models use"
-    )
-    plan.set_defaults(run=_plan)
+    _add_plan(commands.add_parser("plan", help="rehearse what is pending on a copy, and judge it"))
     check = commands.add_parser("check", help="say whether the revisions may be merged")
     check.add_argument("--base", default="", help="the branch to merge into; else origin's main")
     check.set_defaults(run=lambda given: _check(given.base))
@@ -121,11 +120,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def _add_plan(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument("--format", choices=[form.value for form in Format], default="table")
+    plan.add_argument("--from", dest="start", default="", help="begin at this revision")
+    plan.add_argument("--to", default="head", help="go to this revision")
+    plan.add_argument("--with-data", action="store_true", help="copy the rows, too")
+    plan.add_argument(
+        "--deployed", default="", help="the branch or commit that runs now: what its models use"
+    )
+    plan.add_argument("--base", default="", help="a branch: what this one adds to its revisions")
+    plan.add_argument(
+        "--allow-unsafe", action="store_true", help="end with 0 where something is unsafe, too"
+    )
+    plan.set_defaults(run=_plan)
+
+
+def _state(url: DatabaseURL, revisions: Revisions) -> SchemaState:
+    engine = create_engine(url, poolclass=NullPool, named_statements=False)
+    return asyncio.run(SchemaReader(engine, revisions).read())
+
+
 def _status() -> int:
     url = get_settings().migration_url
     revisions = Revisions.load()
-    reader = SchemaReader(create_engine(url, poolclass=NullPool, named_statements=False), revisions)
-    state = asyncio.run(reader.read())
+    state = _state(url, revisions)
     if state.state is State.UNREACHABLE:
         print(state.reason, file=sys.stderr)
         return 1
@@ -194,9 +212,17 @@ def _reset(confirmation: str) -> int:
     return 0
 
 
-def _backup(kind: BackupKind) -> int:
+def _backup(given: str) -> int:
     url = get_settings().migration_url
     options = load_alembic_config().safety
+    as_set = given in {_AS_SET, _PENDING}
+    kind = kind_before_migrations(options) if as_set else BackupKind(given)
+    if kind is BackupKind.OFF:
+        print("No backup: it is switched off (option backup).", file=sys.stderr)
+        return 0
+    if given == _PENDING and _state(url, Revisions.load()).state is State.AT_HEAD:
+        print("No backup: nothing is pending.", file=sys.stderr)
+        return 0
 
     def take_and_record(connection: Connection) -> Backup:
         started = time.monotonic()
@@ -235,6 +261,14 @@ def _backups() -> int:
             f"{when}  {backup.revision}  {backup.kind:<6}  {size:>8}  {backup.path.name}  {verdict}"
         )
     return 1 if broken else 0
+
+
+def _backup_path(given: str) -> int:
+    folder = backup_folder(load_alembic_config().safety)
+    database = get_settings().migration_url.database
+    found = find_backup(folder, given, database, full=False).path.resolve() if given else folder
+    print(found)
+    return 0
 
 
 def _restore(given: argparse.Namespace) -> int:
@@ -277,7 +311,11 @@ def _plan(given: argparse.Namespace) -> int:
     # What Alembic says of the copy would stand between the lines of the plan.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     request = Request(
-        start=given.start, target=given.to, with_data=given.with_data, deployed=given.deployed
+        start=given.start,
+        target=given.to,
+        with_data=given.with_data,
+        deployed=given.deployed,
+        base=given.base,
     )
     planning = make_plan(get_settings().migration_url, load_alembic_config().safety, request)
     # What revisions print does not stand in the plan, which a program may read.
@@ -288,7 +326,7 @@ def _plan(given: argparse.Namespace) -> int:
     print(render(plan, Format(given.format), colour=colour))
     if any(item.rehearsed.error for item in plan.revisions):
         return 1
-    return 0 if plan.safe else UNSAFE
+    return 0 if plan.safe or given.allow_unsafe else UNSAFE
 
 
 def _check(base: str) -> int:

@@ -32,8 +32,13 @@ from core.migrations.config import make_config
 from core.migrations.errors import MigrationError, describe_error, migration_errors
 from core.migrations.plan.deployed import read_models
 from core.migrations.plan.fingerprint import describe_difference
-from core.migrations.plan.planner import RevisionPlan, bring_to, plan_revisions
-from core.migrations.plan.rehearsal import Step, Walk, rehearse
+from core.migrations.plan.planner import (
+    RevisionPlan,
+    bring_to,
+    plan_revisions,
+    rehearse_from,
+)
+from core.migrations.plan.rehearsal import Step, Walk
 from core.migrations.plan.scratch import Scratch, scratch
 from core.migrations.plan.verdicts import Sizes, Verdict
 from core.migrations.state import Revisions
@@ -222,10 +227,7 @@ class _Gate:
         missing = [head for head in branch.heads if head not in {f.revision for f in self._files}]
         if missing:
             raise _Skipped(f"{branch.name} has revisions that are not here: merge it first")
-        async with self._copy() as copy:
-            for head in branch.heads:
-                await bring_to(copy, head)
-            rehearsed = await rehearse(copy.url, "heads", shared=copy.shared)
+        _, rehearsed = await rehearse_from(self._url, branch.heads, "heads")
         try:
             deployed = read_models(branch.name, variable="BASE")
         except MigrationError:  # of packages that are not here any more: all counts as used

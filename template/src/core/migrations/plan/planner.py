@@ -1,7 +1,8 @@
 """The plan: pending revisions, rehearsed, measured against the live tables, and judged."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 from alembic import command
 from alembic.script import ScriptDirectory
@@ -10,6 +11,7 @@ from sqlalchemy.pool import NullPool
 
 from core.database import create_engine
 from core.database_url import DatabaseURL
+from core.migrations.check.released import read_branch
 from core.migrations.config import SafetyOptions, make_config
 from core.migrations.errors import MigrationError, migration_errors
 from core.migrations.plan.deployed import Models, read_models
@@ -74,6 +76,8 @@ class Plan:
     rehearsed_on: str
     current: tuple[str, ...]
     with_data: bool = False
+    base: str = ""
+    """The branch to which the revisions are new; empty where they are pending in the database."""
     revisions: list[RevisionPlan] = field(default_factory=list)
     tables: Mapping[str, Size] = field(default_factory=dict)
     """The live tables that the revisions touch."""
@@ -96,20 +100,25 @@ class Request:
     """Whether the rows are copied, too."""
     deployed: str = ""
     """The branch or commit that runs now, whose models say what is used; else everything is."""
+    base: str = ""
+    """A branch or commit: what this one adds to its revisions, whatever the database has."""
 
 
 async def make_plan(live: DatabaseURL, options: SafetyOptions, request: Request) -> Plan:
     """Rehearse what is pending in `live`, which is only read, and return what it would do.
 
     Args:
-        live: the database.
+        live: the database. With a base it need not be there, and is not looked at.
         options: what is small.
         request: which revisions, on a copy of what.
 
     Raises:
-        MigrationError: the database can't be read, or no copy can be made.
+        MigrationError: the database can't be read, or no copy can be made; the base is not here,
+            or not all of it.
         ClientProgramError: the database can't be dumped.
     """
+    if request.base:
+        return await _plan_branch(live, request)
     start, with_data, deployed = request.start, request.with_data, request.deployed
     revisions = Revisions.load()
     models = read_models(deployed, variable="DEPLOYED") if deployed else None
@@ -144,6 +153,48 @@ async def make_plan(live: DatabaseURL, options: SafetyOptions, request: Request)
         revisions=plan_revisions(rehearsed, revisions, sizes, models),
         tables={name: size for name, size in tables.items() if name in touched},
     )
+
+
+async def _plan_branch(live: DatabaseURL, request: Request) -> Plan:
+    """Plan what this branch adds to its base."""
+    if request.start or request.with_data:
+        given = "FROM" if request.start else "WITH_DATA"
+        raise MigrationError(
+            f"BASE begins at the base's revisions, without rows: leave {given} out"
+        )
+    branch = read_branch(request.base)
+    heads = () if branch is None else tuple(branch.heads)
+    revisions = Revisions.load()
+    state = revisions.state(heads)
+    if state.state is State.AHEAD:
+        raise MigrationError(f"{request.base} has revisions that are not here: merge it first")
+    plan = Plan(database=live.database, rehearsed_on="", current=heads, base=request.base)
+    if not state.pending:
+        return plan
+    models = None
+    if request.deployed:
+        models = read_models(request.deployed, variable="DEPLOYED")
+    else:
+        with suppress(MigrationError):  # of packages that are not here any more: all is used
+            models = read_models(request.base, variable="BASE")
+    target = "heads" if request.target == "head" else request.target
+    server, rehearsed = await rehearse_from(live, heads, target)
+    judged = plan_revisions(rehearsed, revisions, Sizes(tables=None), models)
+    return replace(plan, rehearsed_on=server, revisions=judged)
+
+
+async def rehearse_from(
+    url: DatabaseURL, heads: Iterable[str], target: str
+) -> tuple[str, list[Rehearsed]]:
+    """Rehearse the revisions from `heads` to `target` on an empty copy; return where, and them.
+
+    Raises:
+        MigrationError: no copy can be made, or a revision before the heads fails.
+    """
+    async with scratch(url, (), with_data=False, empty=True) as copy:
+        for head in heads:
+            await bring_to(copy, head)
+        return copy.server, await rehearse(copy.url, target, shared=copy.shared)
 
 
 def plan_revisions(

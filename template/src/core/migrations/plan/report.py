@@ -43,6 +43,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "current": list(plan.current),
         "safe": plan.safe,
         "with_data": plan.with_data,
+        "base": plan.base,
         "tables": {
             name: {"rows": size.rows, "bytes": size.bytes, "index_bytes": size.index_bytes}
             for name, size in sorted(plan.tables.items())
@@ -103,9 +104,16 @@ def _statement(statement: Statement) -> dict[str, Any]:
 
 
 def _headline(plan: Plan) -> str:
-    if not plan.revisions:
-        return f"Nothing is pending in the database {plan.database}."
     count = len(plan.revisions)
+    if plan.base and not count:
+        return f"This branch adds no revision to {plan.base}."
+    if plan.base:
+        return (
+            f"{count} revision{'s' if count > 1 else ''} new to {plan.base}, "
+            f"rehearsed on its schema on {plan.rehearsed_on}."
+        )
+    if not count:
+        return f"Nothing is pending in the database {plan.database}."
     return (
         f"{count} revision{'s' if count > 1 else ''} pending in the database {plan.database}, "
         f"rehearsed on a copy of its schema on {plan.rehearsed_on}."
@@ -186,6 +194,7 @@ def problems(item: RevisionPlan, plan: Plan) -> list[str]:
     lines = [*item.wrong_acknowledgements]
     if item.rehearsed.error:
         hint = "" if plan.with_data else " (the copy has no rows; WITH_DATA=1 copies them)"
+        hint = " (the copy has no rows)" if plan.base else hint
         lines.insert(0, f"the rehearsal failed: {item.rehearsed.error}{hint}")
     return lines
 
