@@ -1,5 +1,6 @@
 """The application: `uvicorn --app-dir src --factory main:create_app`."""
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,6 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from api import create_router
+from core import tracing
 from core.apps import AppImportError
 from core.config import Environment, Pooler, SettingsError, get_settings
 from core.database import create_engine, create_sessionmaker
@@ -24,6 +26,7 @@ from core.request_id import RequestIDMiddleware
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Own the engine: made when the application starts, closed when it stops."""
     settings = get_settings()
+    tracing.start()
     # The health check has a connection of its own: a busy pool is no reason to be taken out.
     named_statements = settings.database_pooler is Pooler.NONE
     probe = create_engine(
@@ -47,6 +50,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     await engine.dispose()
     await probe.dispose()
+    await asyncio.to_thread(tracing.flush)
 
 
 def create_app() -> FastAPI:
@@ -66,6 +70,11 @@ def create_app() -> FastAPI:
         description=project.description,
         version=project.version,
         lifespan=lifespan,
+        telemetry={
+            "auto_configure": False,
+            "exclude": tracing.is_excluded,
+            "operation_spans": False,
+        },
         responses={"default": {"model": Problem, "description": "Any error"}},
     )
     app.state.revisions = revisions
