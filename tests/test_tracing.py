@@ -280,7 +280,8 @@ def test_each_try_of_a_revision_is_seen(
     assert [span.status.message for span in tries] == ["LockNotAvailableError"] * 2
     command = collector.the("migrations")
     assert [event.name for event in command.events] == ["trying again", "exception"]
-    assert not collector.named("SET")[2:], "what watches the lock is not traced"
+    # What asks meanwhile who holds the table is no part of it.
+    assert not any("pg_blocking_pids" in text for text in statements(collector.spans))
 
 
 def add_revision(project: Project, upgrade: str) -> str:
@@ -310,14 +311,14 @@ def test_a_collector_that_is_away_costs_a_line(project: Project) -> None:
 
 
 def test_what_is_wrong_in_the_variables_is_said_in_a_line(project: Project) -> None:
-    for name, value in {
+    wrong = {
         "OTEL_TRACES_EXPORTER": "jaeger",
-        "OTEL_EXPORTER_OTLP_TIMEOUT": "soon",
-    }.items():
+        "OTEL_BSP_MAX_QUEUE_SIZE": "-1",
+    }
+    for name, value in wrong.items():
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", name: value}
         done = project.alembic("upgrade", "head", env=variables)
-        assert value in done.stderr
-        assert "Nothing is traced." in done.stderr
+        assert done.stderr.count("Nothing is traced.") == 1
         assert "Traceback" not in done.stderr
 
 

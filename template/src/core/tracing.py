@@ -122,11 +122,12 @@ def trace_id() -> str | None:
 def is_excluded(scope: MutableMapping[str, Any]) -> bool:
     """Return whether a request is not traced; FastAPI asks this, where anything is."""
     url = str(URL(scope=scope).replace(query=""))
-    return any(pattern.search(url) for pattern in _excluded_urls())
+    return any(pattern.search(url) for pattern in excluded_urls())
 
 
 @cache
-def _excluded_urls() -> list[re.Pattern[str]]:
+def excluded_urls() -> list[re.Pattern[str]]:
+    """Return the patterns of the addresses that are not traced; they are read once."""
     # The variables that OpenTelemetry's own instrumentation of FastAPI reads.
     given = os.environ.get("OTEL_PYTHON_FASTAPI_EXCLUDED_URLS")
     if given is None:
@@ -175,8 +176,8 @@ class _DatabaseSpans:
         """Begin the span of a statement; it stays with SQLAlchemy's context of the execution."""
         if context is not None:
             name = _operation(statement)
-            text = _LITERAL.sub(lambda match: match["kept"] or "?", statement)
-            context.span = self._start(name, **{"db.query.summary": name, "db.query.text": text})
+            known = {"db.query.summary": name, "db.query.text": without_literals(statement)}
+            context.span = self._start(name, **known)
 
     def end(self, *, context: Any, **_: Any) -> None:
         """End it."""
@@ -188,6 +189,11 @@ class _DatabaseSpans:
         if current.is_recording():  # and not one that ended well, before its rows were read
             _mark_failed(current, problem.original_exception)
             current.end()
+
+
+def without_literals(statement: str) -> str:
+    """Return a statement with `?` for all that it has in quotes."""
+    return _LITERAL.sub(lambda match: match["kept"] or "?", statement)
 
 
 def _operation(statement: str) -> str:

@@ -240,7 +240,7 @@ class _Run:
             tries,
             self.options.lock_retries,
         )
-        tracing.add_event("trying again", {"try": tries, "pause": pause})
+        tracing.add_event("trying again", tries=tries, pause_seconds=pause)
         time.sleep(pause)
 
     def _before(self, step: Any) -> None:
