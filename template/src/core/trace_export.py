@@ -56,7 +56,7 @@ def _exporters() -> Iterator[SpanExporter]:
             raise ValueError(f"no package that is installed has the exporter {name}, but {names}")
         exporter: SpanExporter = known[name].load()()
         complaints = _FirstComplaint()
-        for source in (type(exporter).__module__, "opentelemetry.sdk._shared_internal"):
+        for source in (type(exporter).__module__, "opentelemetry.sdk._shared_internal", __name__):
             logging.getLogger(source).addFilter(complaints)
         yield exporter
 

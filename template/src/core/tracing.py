@@ -23,6 +23,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, StatusCode
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DBAPIError
 from starlette.datastructures import URL
 
 LONGEST_FLUSH = 2.0
@@ -67,8 +68,9 @@ def start() -> None:
         )
         return
     try:
+        excluded_urls()
         set_up()
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         logger.warning("an OTEL_* variable is wrong: %s. Nothing is traced.", error)
 
 
@@ -88,6 +90,8 @@ def flush() -> None:
         flushing = threading.Thread(target=force_flush, daemon=True)
         flushing.start()
         flushing.join(LONGEST_FLUSH)
+        if flushing.is_alive():
+            logging.getLogger("core.trace_export").warning("no answer in %g s", LONGEST_FLUSH)
 
 
 @contextmanager
@@ -167,7 +171,7 @@ class _DatabaseSpans:
         try:
             return dialect.connect(*cargs, **cparams)
         except BaseException as error:
-            _mark_failed(current, error)
+            _mark_failed(current, error.__cause__ or error)  # the reason why it is unavailable
             raise
         finally:
             current.end()
@@ -203,17 +207,16 @@ def _operation(statement: str) -> str:
 
 
 def _mark_failed(current: Span, error: BaseException) -> None:
-    wrapped = (
-        getattr(error, "orig", None) or error
-    )  # SQLAlchemy's, the driver's, then asyncpg's own
-    sqlstate = getattr(wrapped, "sqlstate", None)
-    cause = (sqlstate and wrapped.__cause__) or wrapped
-    kind = f"{type(cause).__module__}.{type(cause).__qualname__}".removeprefix("builtins.")
     # Places without their lines: a revision's may hold what is in no trace otherwise.
     frames = traceback.StackSummary.extract(
         traceback.walk_tb(error.__traceback__), lookup_lines=False
     )
     places = [f'File "{at.filename}", line {at.lineno}, in {at.name}' for at in frames]
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        error = error.orig  # what SQLAlchemy wrapped, which wraps asyncpg's own
+    sqlstate = getattr(error, "sqlstate", None)
+    cause = (sqlstate and error.__cause__) or error
+    kind = f"{type(cause).__module__}.{type(cause).__qualname__}".removeprefix("builtins.")
     current.add_event(
         "exception", {"exception.type": kind, "exception.stacktrace": "\n".join(places)}
     )
