@@ -23,7 +23,7 @@ Completed = subprocess.CompletedProcess[str]
 def clean_environment() -> dict[str, str]:
     """Return the environment without what belongs to this checkout or points to a database."""
     foreign = {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "ENVIRONMENT", "CI"}
-    prefixes = ("PG", "MAKE", "MIGRATION_", "PYTEST", "COV_", "UV_PROJECT")
+    prefixes = ("PG", "MAKE", "MIGRATION_", "OTEL_", "PYTEST", "COV_", "UV_PROJECT")
     environment = {
         name: value
         for name, value in os.environ.items()

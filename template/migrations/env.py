@@ -12,6 +12,7 @@ from alembic import context
 from sqlalchemy import Connection
 from sqlalchemy.pool import NullPool
 
+from core import tracing
 from core.config import get_settings
 from core.database import create_engine
 from core.logging import configure_logging
@@ -69,9 +70,10 @@ async def run_migrations_online(options: SafetyOptions) -> None:
     name = f"{load_project().name} migrations"
     engine = create_engine(url, poolclass=NullPool, server_settings={"application_name": name})
     own = OwnConnection(url=url, blockers=Blockers())
-    async with engine.connect() as connection, own.blockers.watched(engine, connection):
-        await connection.run_sync(set_timeouts, options)
-        await connection.run_sync(run_migrations_on, options, own)
+    with tracing.span("migrations"):
+        async with engine.connect() as connection, own.blockers.watched(engine, connection):
+            await connection.run_sync(set_timeouts, options)
+            await connection.run_sync(run_migrations_on, options, own)
 
 
 def run(coroutine: Coroutine[None, None, None]) -> None:
@@ -102,4 +104,6 @@ with readable_errors(command_line=on_command_line):
             # The program that gave it owns its transaction and its timeouts.
             run_migrations_on(given, alembic_config.safety)
         else:
+            if changes_revision():
+                tracing.start()
             run(run_migrations_online(alembic_config.safety))

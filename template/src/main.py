@@ -1,5 +1,6 @@
 """The application: `uvicorn --app-dir src --factory main:create_app`."""
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 
 from api import create_router
+from core import tracing
 from core.apps import AppImportError
 from core.config import Environment, Pooler, Settings, SettingsError, get_settings
 from core.database import WatchedPool, create_engine, create_sessionmaker
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Own the engine: made when the application starts, closed when it stops."""
     settings = get_settings()
+    tracing.start()
     # The health check has a connection of its own: a busy pool is no reason to be taken out.
     named_statements = settings.database_pooler is Pooler.NONE
     probe = create_engine(
@@ -57,6 +60,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     await engine.dispose()
     await probe.dispose()
+    await asyncio.to_thread(tracing.flush)
 
 
 def create_app() -> FastAPI:
@@ -76,6 +80,11 @@ def create_app() -> FastAPI:
         description=project.description,
         version=project.version,
         lifespan=lifespan,
+        telemetry={
+            "auto_configure": False,
+            "exclude": tracing.is_excluded,
+            "operation_spans": False,
+        },
         responses={"default": {"model": Problem, "description": "Any error"}},
     )
     app.state.revisions = revisions

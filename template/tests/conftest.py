@@ -68,6 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except AppImportError as error:
         pytest.exit(str(error), returncode=2)
     os.environ["ENVIRONMENT"] = "test"
+    os.environ["OTEL_SDK_DISABLED"] = "true"  # tests are nobody's traces
     os.environ["DATABASE_URL"] = server.with_database(f"{NAME}_shared").libpq
     os.environ.pop("SQLALCHEMY_DATABASE_URI", None)
     get_settings.cache_clear()

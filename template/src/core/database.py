@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection
 
+from core import tracing
 from core.config import SettingsError, get_settings
 from core.database_url import DatabaseURL
 from core.embedded_postgres import EmbeddedPostgresError
@@ -65,12 +66,14 @@ def create_engine(
             reason = f"{error or type(error).__name__}{file if file not in str(error) else ''}"
             raise DatabaseUnavailableError(f"can't connect to {url}: {reason}") from error
 
-    return create_async_engine(
+    engine = create_async_engine(
         "postgresql+asyncpg://",
         # Not async_creator: SQLAlchemy gives no arguments to the dialect beside it.
         connect_args={"async_creator_fn": connect, **dialect_arguments},
         **options,
     )
+    tracing.trace_statements(engine.sync_engine, database=url.database)
+    return engine
 
 
 class WatchedPool(AsyncAdaptedQueuePool):

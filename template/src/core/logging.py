@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 
+from core import tracing
 from core.config import Environment, Settings
 from core.request_id import request_id
 
@@ -61,4 +62,6 @@ def _finish(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]
     event.pop("color_message", None)  # uvicorn's message again, in colour
     if (current := request_id()) is not None:
         event["request_id"] = current
+    if (trace := tracing.trace_id()) is not None:
+        event["trace_id"] = trace
     return event

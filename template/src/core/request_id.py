@@ -10,6 +10,8 @@ from urllib.parse import quote
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from core import tracing
+
 HEADER = "X-Request-ID"
 
 logger = logging.getLogger("service.access")
@@ -37,6 +39,7 @@ class RequestIDMiddleware:
         given = Headers(scope=scope).get(HEADER, "")
         current = given if _ACCEPTABLE.fullmatch(given) else uuid.uuid4().hex
         token = _current.set(current)
+        tracing.set_attribute("http.response.header.x-request-id", [current])
         status = 500
         started = time.perf_counter()
 

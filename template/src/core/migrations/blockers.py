@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -44,7 +45,8 @@ class Blockers:
         """Look, now and then, whom the session of `connection` waits for."""
         pid = await connection.scalar(text("SELECT pg_backend_pid()"))
         await connection.rollback()  # Alembic must find no transaction begun
-        watcher = asyncio.create_task(self._watch(engine, pid))
+        # In a context of its own: what it asks is no part of the migration's trace.
+        watcher = asyncio.create_task(self._watch(engine, pid), context=Context())
         try:
             yield
         finally:

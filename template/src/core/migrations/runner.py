@@ -5,7 +5,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from alembic.runtime.migration import MigrationContext, MigrationInfo, StampStep
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from core import tracing
 from core.config import Environment, get_settings
 from core.database import DatabaseUnavailableError
 from core.database_url import DatabaseURL
@@ -131,6 +132,13 @@ def _reverted(steps: list[Any]) -> list[str]:
     ]
 
 
+def _title(step: Any) -> str:
+    """Return what a step is called in a trace: `upgrade 3f1c9b7d5a20`."""
+    if isinstance(step, StampStep):
+        return "stamp"
+    return f"{'upgrade' if step.is_upgrade else 'downgrade'} {step.revision.revision}"
+
+
 def _confirm_downgrade(connection: Connection, reverted: list[str]) -> None:
     """In prod, ask for the database's name before anything is reverted."""
     if not reverted or get_settings().environment is not Environment.PROD:
@@ -180,6 +188,7 @@ class _Run:
         self._done = 0
         self._started = 0.0
         self._backup: str | None = None
+        self._span = ExitStack()  # of the revision that runs
 
     def back_up(self) -> None:
         """Make a backup, where one is wanted and something is about to change.
@@ -201,6 +210,7 @@ class _Run:
             for step in self.steps[self._done :]:
                 self._before(step)
                 yield step
+                self._span.close()  # it is committed
 
         self.migrations._migrations_fn = steps  # noqa: SLF001
         self.migrations.on_version_apply_callbacks = (
@@ -244,7 +254,8 @@ class _Run:
         while True:
             done = self._done
             try:
-                context.run_migrations()
+                with self._span:
+                    context.run_migrations()
             except DBAPIError as error:
                 if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE or self.own is None:
                     raise
@@ -273,6 +284,7 @@ class _Run:
             tries,
             self.options.lock_retries,
         )
+        tracing.add_event("trying again", tries=tries, pause_seconds=pause)
         time.sleep(pause)
 
     def _before(self, step: Any) -> None:
@@ -283,6 +295,7 @@ class _Run:
         self.indexes.forget()
         self._set_timeouts(getattr(revision, "module", None))
         self._started = time.monotonic()
+        self._span.enter_context(tracing.span(_title(step)))
 
     def _set_timeouts(self, module: object) -> None:
         """Give the session a revision's own timeouts, or back those of the options."""
