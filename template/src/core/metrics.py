@@ -23,7 +23,6 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
-    disable_created_metrics,
     start_http_server,
 )
 from prometheus_client.exposition import choose_encoder
@@ -44,7 +43,6 @@ PATH = "/metrics"
 POOL_INTERVAL = 1.0
 """Seconds between two looks at the pool."""
 UNMATCHED = "unmatched"
-disable_created_metrics()  # a series more for each, which nobody looks at
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _LABELS = ("method", "route", "status")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Where prometheus-client puts these files; it looks when it is imported, and never again."""
+_WITHOUT_CREATED = "PROMETHEUS_DISABLE_CREATED_SERIES"
+"""Else each counter and histogram had a series more, of when it began."""
 _PREFIX = "service-metrics-"
 _OF_A_PROCESS = re.compile(r"_(\d+)\.db$")
 
@@ -22,6 +24,7 @@ def share_counts() -> Path | None:
     them one secret: what names the folder. Under another process manager, set the variable
     PROMETHEUS_MULTIPROC_DIR to an empty folder instead.
     """
+    os.environ.setdefault(_WITHOUT_CREATED, "true")
     if given := os.environ.get(VARIABLE):
         folder = Path(given)
     elif multiprocessing.parent_process() is not None:
