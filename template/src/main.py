@@ -35,6 +35,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     )
     engine = create_engine(
         settings.url,
+        command_timeout=settings.database_command_timeout,
         named_statements=named_statements,
         pool_size=settings.database_pool_size,
         max_overflow=settings.database_max_overflow,

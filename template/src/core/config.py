@@ -64,6 +64,8 @@ class Settings(BaseSettings):
     database_max_overflow: Annotated[int, Field(ge=0, le=1000)] = 10
     database_pool_timeout: Annotated[float, Field(gt=0)] = 5.0
     """Seconds that a request waits for a free connection before it is answered with 503."""
+    database_command_timeout: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds that a statement of a request may take before it is answered with 503."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @model_validator(mode="after")
