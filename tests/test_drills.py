@@ -4,6 +4,10 @@ import re
 
 from tests.conftest import Render
 
+COUNTS = (
+    r"\d+ requests sent, \d+ answered, \d+ failed cleanly, 0 lost; the longest wait was [\d.]+ s"
+    r" \(allowed [\d.]+\)"
+)
 LINES = {
     "runners": r"8 at once, 2 rounds of 5 revisions: each applied once, 16 runners exited 0",
     "kills": r"4 SIGKILLs in upgrades of 20 revisions",
@@ -12,6 +16,10 @@ LINES = {
     "failing-backups": r"full disk, killed pg_dump, wrong password: nothing migrated",
     "round-trips": r"3 backups restored, \d+ awkward rows: schemas, rows and sequences equal",
     "mistakes": r"6 mistakes: a clear message each, and an unchanged database",
+    "service-restart": rf"the database stopped, crashed and hung, once each: {COUNTS}; ready again",
+    "service-migration": rf"3 revisions of the table in use, held until the 2\. try: {COUNTS}",
+    "service-pool": rf"all 2 connections held for 2 s, ready meanwhile: {COUNTS}",
+    "service-sigterm": rf"SIGTERM once, .*, [1-5] requests under way answered: {COUNTS}; the next",
 }
 
 

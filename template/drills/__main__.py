@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.embedded_postgres import EmbeddedPostgresError
+from drills import service
 from drills.backups import failing_backups, round_trips
 from drills.concurrency import kills, restarts, runners
 from drills.mistakes import mistakes
@@ -23,6 +24,10 @@ DRILLS: dict[str, Callable[[Server, Path, Scale], str]] = {
     "failing-backups": failing_backups,
     "round-trips": round_trips,
     "mistakes": mistakes,
+    "service-restart": service.restarts,
+    "service-migration": service.migration,
+    "service-pool": service.pool,
+    "service-sigterm": service.sigterm,
 }
 
 
@@ -54,7 +59,7 @@ def main() -> int:
                     failed += 1
                     kind = "" if isinstance(error, DrillError) else f"{type(error).__name__}: "
                     result = f"FAILED: {kind}{error}"
-                print(f"{drill:<16} {time.monotonic() - started:4.0f} s  {result}", flush=True)
+                print(f"{drill:<18} {time.monotonic() - started:4.0f} s  {result}", flush=True)
         finally:
             server.stop()
     return 1 if failed else 0

@@ -1,5 +1,6 @@
 """What drills are made in: a PostgreSQL of their own, revisions, and runners of plain Alembic."""
 
+import importlib
 import itertools
 import json
 import os
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
@@ -67,10 +68,29 @@ class Server:
 
     def crash(self) -> None:
         """End the server as a crash would, without a checkpoint."""
-        pid = int((self.home / "data" / "postmaster.pid").read_text().split()[0])
-        os.kill(pid, signal.SIGQUIT)
+        os.kill(self._pid(), signal.SIGQUIT)
         while (self.home / "data" / "postmaster.pid").exists():
             time.sleep(0.02)
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Stop every process of the server where it stands; afterwards they go on."""
+        psutil = importlib.import_module("psutil")  # the wheel of the server brings it
+        postmaster = psutil.Process(self._pid())
+        postmaster.suspend()  # first: it starts no others then
+        processes = [postmaster, *postmaster.children(recursive=True)]
+        try:
+            for process in processes[1:]:
+                with suppress(psutil.NoSuchProcess):
+                    process.suspend()
+            yield
+        finally:
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
+
+    def _pid(self) -> int:
+        return int((self.home / "data" / "postmaster.pid").read_text().split()[0])
 
     def start(self) -> None:
         embedded_postgres.start("postgres", home=self.home)
@@ -152,7 +172,14 @@ class Revision:
 class Scripts:
     """A folder of revisions, and this project's migrations/env.py, or a stock one, to run them."""
 
-    def __init__(self, folder: Path, revisions: Iterable[Revision], *, env: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        revisions: Iterable[Revision],
+        *,
+        env: str = "",
+        beside: Iterable[Path] = (),
+    ) -> None:
         self.folder = folder
         versions = folder / "versions"
         versions.mkdir(parents=True)
@@ -164,7 +191,7 @@ class Scripts:
             "[tool.alembic]",
             f"script_location = {_toml(location)}",
             f"prepend_sys_path = [{_toml(ROOT / 'src')}]",
-            f"version_locations = [{_toml(versions)}]",
+            f"version_locations = [{', '.join(map(_toml, [versions, *beside]))}]",
         ]
         (folder / "pyproject.toml").write_text("\n".join(lines), encoding="utf-8")
         for revision in revisions:
@@ -218,7 +245,7 @@ def runner_environment(url: DatabaseURL, more: Mapping[str, str] = _NOTHING) -> 
     ours = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("MIGRATION_", "DATABASE_", "SQLALCHEMY_"))
+        if not name.startswith(("MIGRATION_", "DATABASE_", "SQLALCHEMY_", "METRICS_", "UVICORN_"))
     }
     return {**ours, "ENVIRONMENT": "test", "DATABASE_URL": url.libpq, **more}
 

@@ -12,7 +12,7 @@ from api import create_router
 from core import tracing
 from core.apps import AppImportError
 from core.config import Environment, Pooler, Settings, SettingsError, get_settings
-from core.database import WatchedPool, create_engine, create_sessionmaker
+from core.database import create_engine, create_sessionmaker
 from core.embedded_postgres import EmbeddedPostgresError
 from core.errors import Problem, add_error_handlers
 from core.health import DEADLINE, MAX_AGE
@@ -44,12 +44,12 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     )
     engine = create_engine(
         settings.url,
+        command_timeout=settings.database_command_timeout,
         named_statements=named_statements,
         pool_size=settings.database_pool_size,
         max_overflow=settings.database_max_overflow,
         pool_timeout=settings.database_pool_timeout,
         pool_pre_ping=True,
-        poolclass=WatchedPool,
         hide_parameters=settings.environment is Environment.PROD,
     )
     app.state.sessionmaker = create_sessionmaker(engine)

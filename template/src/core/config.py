@@ -70,6 +70,8 @@ class Settings(BaseSettings):
     """A port of their own; by default they are at /metrics of the service."""
     metrics_host: str = "127.0.0.1"
     """The address that this port listens on."""
+    database_command_timeout: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds that a statement of a request may take before it is answered with 503."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @model_validator(mode="after")

@@ -3,9 +3,12 @@
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
+from sqlalchemy import event
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -26,11 +29,55 @@ class DatabaseUnavailableError(Exception):
     """No connection could be made. The message says why, without the password."""
 
 
+class DatabaseTimeoutError(DatabaseUnavailableError):
+    """A statement had no answer in time: it is too slow, or the server hangs."""
+
+
+CLOSE_TIMEOUT = 0.5
+"""Seconds that closing a connection may take, and the cancelling of what runs on it."""
+
+
+class Connection(asyncpg.Connection):
+    """A connection that is closed in time where the server hangs, too."""
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
+        """Close the connection; one that can't be closed in order is dropped."""
+        limit = CLOSE_TIMEOUT if timeout is None else min(timeout, CLOSE_TIMEOUT)
+        with suppress(TimeoutError):
+            await super().close(timeout=limit)
+
+
+class Pool(AsyncAdaptedQueuePool):
+    """The pool of an engine.
+
+    It knows how many wait for one of its connections, and have none yet; and in it the check of a
+    connection that hangs is an error like others.
+    """
+
+    __module__ = AsyncAdaptedQueuePool.__module__  # names its log lines, which are SQLAlchemy's
+    waiting = 0
+
+    def connect(self) -> PoolProxiedConnection:
+        """Return a connection that was checked.
+
+        Raises:
+            DatabaseTimeoutError: the check had no answer within the engine's command timeout.
+        """
+        self.waiting += 1
+        try:
+            return super().connect()
+        except TimeoutError as error:  # of asyncpg; SQLAlchemy's of a busy pool is another one
+            raise DatabaseTimeoutError("an open connection does not answer") from error
+        finally:
+            self.waiting -= 1
+
+
 def create_engine(
     url: DatabaseURL,
     *,
     server_settings: Mapping[str, str] | None = None,
     connect_timeout: float = 10.0,
+    command_timeout: float | None = None,
     named_statements: bool = True,
     **options: Any,
 ) -> AsyncEngine:
@@ -40,6 +87,8 @@ def create_engine(
         url: where to connect to.
         server_settings: run-time parameters of each connection; a rollback does not undo them.
         connect_timeout: seconds; `connect_timeout` in the URL goes before it.
+        command_timeout: seconds that a statement, or a commit, may take; then the server is told
+            to cancel it, its connection is closed, and `DatabaseTimeoutError` raised.
         named_statements: whether statements are prepared under a name and kept. Through a pooler
             in transaction mode they must not be: the next transaction is another server's.
         options: further arguments of `sqlalchemy.ext.asyncio.create_async_engine`.
@@ -47,6 +96,7 @@ def create_engine(
     Connecting raises `DatabaseUnavailableError`, whatever the cause.
     """
     arguments: dict[str, Any] = {"timeout": connect_timeout, **url.asyncpg_arguments()}
+    arguments |= {"command_timeout": command_timeout, "connection_class": Connection}
     settings = dict(server_settings or {})
     if "application_name" not in dict(url.query):
         settings.setdefault("application_name", load_project().name)
@@ -66,6 +116,7 @@ def create_engine(
             reason = f"{error or type(error).__name__}{file if file not in str(error) else ''}"
             raise DatabaseUnavailableError(f"can't connect to {url}: {reason}") from error
 
+    options.setdefault("poolclass", Pool)
     engine = create_async_engine(
         "postgresql+asyncpg://",
         # Not async_creator: SQLAlchemy gives no arguments to the dialect beside it.
@@ -73,21 +124,17 @@ def create_engine(
         **options,
     )
     tracing.trace_statements(engine.sync_engine, database=url.database)
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def on_error(context: ExceptionContext) -> None:
+        if isinstance(context.original_exception, TimeoutError):
+            # SQLAlchemy takes asyncpg's for nobody's, and would roll back on this connection: that
+            # waits as long again where the server hangs. Closing it cancels the statement.
+            context.is_disconnect = True
+            context.invalidate_pool_on_disconnect = False  # the others may be well
+            raise DatabaseTimeoutError(f"a statement had no answer within {command_timeout} s")
+
     return engine
-
-
-class WatchedPool(AsyncAdaptedQueuePool):
-    """A pool that knows how many wait for one of its connections, and have none yet."""
-
-    waiting = 0
-
-    def connect(self) -> PoolProxiedConnection:
-        """Return a connection; wait for one where all are in use."""
-        self.waiting += 1
-        try:
-            return super().connect()
-        finally:
-            self.waiting -= 1
 
 
 def create_sessionmaker(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.database import DatabaseUnavailableError
+from core.database import DatabaseTimeoutError, DatabaseUnavailableError
 from core.request_id import request_id
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ _UNFIT_VALUES = {
     "22021": "a text holds a character that can't be stored",
     "22P05": "a text holds a character that can't be stored",
 }
-_UNAVAILABLE_CLASSES = ("08", "53", "57P")  # connection, resources, operator intervention
+_UNAVAILABLE_CLASSES = ("08", "53", "57")  # connection, resources, operator intervention
 
 
 class FieldProblem(BaseModel):
@@ -151,6 +151,9 @@ async def _on_database_error(request: Request, error: DBAPIError) -> ProblemResp
         unfit = "a value does not fit where it is stored"  # asyncpg refused to send it
     if unfit is not None:
         return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, unfit)
+    # A migration changed the type of a column: what other connections prepared is void from now on.
+    if isinstance(cause, asyncpg.InvalidCachedStatementError):
+        return await _on_unavailable(request, error)
     if error.connection_invalidated or sqlstate.startswith(_UNAVAILABLE_CLASSES):
         return await _on_unavailable(request, error)
     raise error
@@ -158,13 +161,16 @@ async def _on_database_error(request: Request, error: DBAPIError) -> ProblemResp
 
 async def _on_unavailable(request: Request, error: Exception) -> ProblemResponse:
     cause = getattr(error, "orig", None) or error  # without SQLAlchemy's statement and values
-    logger.warning("the database is not available: %s: %s", type(cause).__name__, cause)
-    return problem(
-        request,
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "the database is not available",
-        headers={"Retry-After": "1"},
-    )
+    # 503 for a statement that took too long, too, not 504: it can't be told from a server that
+    # hangs, and a caller's next step is the same.
+    if isinstance(cause, DatabaseTimeoutError):
+        detail = "the database did not answer in time"
+    elif isinstance(cause.__cause__, asyncpg.InvalidCachedStatementError):
+        detail = "the schema has just changed"
+    else:
+        detail = "the database is not available"
+    logger.warning("%s: %s: %s", detail, type(cause).__name__, cause)
+    return problem(request, HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "1"})
 
 
 class UnexpectedErrorMiddleware:

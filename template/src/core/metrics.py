@@ -32,7 +32,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.config import Settings
-from core.database import WatchedPool
+from core.database import Pool
 from core.health import DEADLINE
 from core.migrations.state import Recorded, SchemaReader, SchemaState, State
 from core.workers import forget_the_dead
@@ -208,7 +208,7 @@ class Metrics:
             app.add_api_route(PATH, self._answer, include_in_schema=False)
 
     @asynccontextmanager
-    async def watching(self, reader: SchemaReader, pool: WatchedPool) -> AsyncIterator[None]:
+    async def watching(self, reader: SchemaReader, pool: Pool) -> AsyncIterator[None]:
         """Watch the schema and the pool, and serve the port for metrics if there is one."""
         collector = SchemaCollector(reader, asyncio.get_running_loop())
         self._registry.register(collector)
@@ -232,7 +232,7 @@ class Metrics:
         body = await asyncio.to_thread(encode, self._registry)
         return Response(body, headers={"Content-Type": content_type})
 
-    async def _watch(self, pool: WatchedPool) -> None:
+    async def _watch(self, pool: Pool) -> None:
         MAXIMUM.set(self._settings.database_pool_size + self._settings.database_max_overflow)
         while True:
             IN_USE.set(pool.checkedout())

@@ -4,11 +4,15 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import replace
 
 import httpx
+import psycopg
 import pytest
 from alembic.script import ScriptDirectory
 from fastapi import FastAPI, HTTPException
+from psycopg.rows import TupleRow
 from pydantic import BaseModel
 from sqlalchemy import text
 from tests.support import make_client, started_app
@@ -197,6 +201,129 @@ async def test_a_database_that_goes_away_is_503(
         add_test_routes(app)
         response = await client.get("/test/sql", params={"statement": "SELECT 1"})
     assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+
+
+def limit_statements(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_COMMAND_TIMEOUT", "0.5")
+    monkeypatch.setenv("DATABASE_POOL_SIZE", "1")
+    monkeypatch.setenv("DATABASE_MAX_OVERFLOW", "0")
+    monkeypatch.setenv("DATABASE_POOL_TIMEOUT", "60")
+
+
+async def test_a_statement_that_takes_too_long_is_503_and_cancelled(
+    database_url: DatabaseURL,
+    postgresql: psycopg.Connection[TupleRow],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limit_statements(monkeypatch)
+    monkeypatch.setattr("core.database.CLOSE_TIMEOUT", 30)
+    async with started_app(database_url, monkeypatch) as app, make_client(app) as client:
+        add_test_routes(app)
+        sleep = {"statement": "SELECT pg_sleep(60)"}
+        with caplog.at_level(logging.WARNING):
+            response = await client.get("/test/sql", params=sleep)
+        running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'"
+        assert postgresql.execute(running).fetchall() == [(0,)]
+        assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+        assert response.json()["detail"] == "the database did not answer in time"
+        assert [record.name for record in caplog.records] == ["core.errors"]
+        assert "no answer within 0.5 s" in caplog.text
+        assert "Traceback" not in caplog.text
+        # The only connection of the pool
+        assert (await client.get("/test/sql", params={"statement": "SELECT 1"})).status_code == 200
+
+
+class Relay:
+    """Stands between the service and the server, and can fall silent."""
+
+    def __init__(self, server: psycopg.ConnectionInfo) -> None:
+        self.server = server
+        self.url: DatabaseURL
+        self.talks = asyncio.Event()
+        self.talks.set()
+
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, port = self.server.host, self.server.port
+        if host.startswith("/"):
+            there = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+        else:
+            there = await asyncio.open_connection(host, port)
+        await asyncio.gather(self.pass_on(reader, there[1]), self.pass_on(there[0], writer))
+
+    async def pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                await self.talks.wait()
+                writer.write(data)
+        writer.close()
+
+
+@pytest.fixture
+async def relay(
+    database_url: DatabaseURL, postgresql: psycopg.Connection[TupleRow]
+) -> AsyncIterator[Relay]:
+    relay = Relay(postgresql.info)
+    listener = await asyncio.start_server(relay.accept, "127.0.0.1", 0)
+    host = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    relay.url = replace(database_url, hosts=host, query=(("sslmode", "disable"),))
+    yield relay
+    listener.close()
+
+
+@pytest.mark.parametrize("moment", ["between statements", "in a statement", "before a rollback"])
+async def test_a_server_that_falls_silent_is_503_until_it_talks_again(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    limit_statements(monkeypatch)
+    async with started_app(relay.url, monkeypatch) as app, make_client(app) as client:
+        add_test_routes(app)
+
+        @app.get("/test/silence")
+        async def fall_silent(session: SessionDep) -> None:
+            await session.execute(text("SELECT 1"))
+            relay.talks.clear()
+            if moment == "in a statement":
+                await session.execute(text("SELECT 1"))
+            elif moment == "before a rollback":
+                raise ConflictError("to be rolled back")
+
+        select = {"statement": "SELECT 1"}
+        assert (await client.get("/test/sql", params=select)).status_code == 200
+        async with asyncio.timeout(60):
+            if moment == "between statements":
+                relay.talks.clear()
+                response = await client.get("/test/sql", params=select)
+            else:
+                response = await client.get("/test/silence")
+        assert response.status_code == 503
+        relay.talks.set()
+        assert (await client.get("/test/sql", params=select)).status_code == 200
+
+
+async def test_the_application_stops_though_the_server_is_silent(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asyncio.timeout(60), started_app(relay.url, monkeypatch) as app:
+        add_test_routes(app)
+        async with make_client(app) as client:
+            assert (await client.get("/health/ready")).status_code == 200
+            response = await client.get("/test/sql", params={"statement": "SELECT 1"})
+            assert response.status_code == 200
+        relay.talks.clear()
+
+
+async def test_a_column_of_another_type_is_503_once(
+    live: httpx.AsyncClient, postgresql: psycopg.Connection[TupleRow]
+) -> None:
+    select = {"statement": "SELECT number FROM test_rows"}
+    assert (await live.get("/test/sql", params=select)).status_code == 200
+    postgresql.execute("ALTER TABLE test_rows ALTER number TYPE bigint")
+    postgresql.commit()
+    response = await live.get("/test/sql", params=select)
+    assert response.status_code == 503
+    assert response.json()["detail"] == "the schema has just changed"
+    assert (await live.get("/test/sql", params=select)).status_code == 200
 
 
 @pytest.mark.parametrize(

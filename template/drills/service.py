@@ -1,0 +1,243 @@
+"""What happens to the database, to the schema or to the process while requests flow."""
+
+import asyncio
+import time
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import psycopg
+
+from core.database_url import DatabaseURL
+from core.migrations.config import load_alembic_config
+from core.migrations.state import Revisions
+from core.project import ROOT
+from drills.load import (
+    ALLOWED,
+    LIMIT,
+    LONG,
+    PAUSE,
+    POOL_TIMEOUT,
+    Flow,
+    requests_flow,
+)
+from drills.service_app import CREATE, TABLE
+from drills.world import (
+    DrillError,
+    Revision,
+    Scale,
+    Scripts,
+    Server,
+    connect,
+    require,
+    transaction,
+)
+
+VERSIONS = [path for path in [ROOT / "migrations" / "versions"] if path.exists()]
+SLEEPERS = 5
+SLEEP = 1.5
+"""Requests that are under way at a SIGTERM, and the seconds that each takes."""
+
+
+def _times(count: int) -> str:
+    """Return a number of times in words."""
+    return "once" if count == 1 else f"{count} times"
+
+
+@cache
+def _template(server: Server) -> str:
+    """Make a database at the project's head with a table of the drills' own; return its name."""
+    url = server.new_database()
+    Scripts(server.folder / url.database, [], beside=VERSIONS).upgrade(url)
+    server.run(url, CREATE)
+    return url.database
+
+
+def _new_database(server: Server) -> DatabaseURL:
+    url = server.new_database(_template(server))
+    # The project's own server is faster than safe: a crash would take the last moments with it.
+    server.run(url, f"ALTER DATABASE {url.database} SET synchronous_commit = on")
+    return url
+
+
+def restarts(server: Server, folder: Path, scale: Scale) -> str:
+    """Stop the database, crash it and let it hang."""
+    rounds = scale.of(5, 1)
+    hang = LIMIT + scale.of(5, 1)  # a request that waits for its end has waited too long
+    url = _new_database(server)
+    ready: list[float] = []
+
+    async def drill() -> Flow:
+        async with requests_flow(server, folder, url, scale) as (service, flow):
+            for number in range(rounds):
+                for end in (server.stop, server.crash):
+                    await asyncio.to_thread(end)
+                    await asyncio.sleep(0.5)
+                    start = asyncio.create_task(asyncio.to_thread(server.start))
+                    await asyncio.to_thread(_wait_for, server)
+                    ready.append(await service.seconds_to_ready())
+                    await start
+                    await flow.goes_well()
+                under_way = await _slow_requests(flow, number)
+                with server.hanging():
+                    await asyncio.sleep(hang)
+                ready.append(await service.seconds_to_ready())
+                await under_way
+                await flow.goes_well()
+        return flow
+
+    flow = asyncio.run(drill())
+    require(flow.failed, "no request failed: nothing was tested")
+    return (
+        f"the database stopped, crashed and hung, {_times(rounds)} each: "
+        f"{flow.counts(server, LIMIT)}; ready again after {flow.readiness(ready)}"
+    )
+
+
+async def _slow_requests(flow: Flow, number: int) -> "asyncio.Future[list[None]]":
+    """Send requests that take `SLEEP` seconds, and return when they are half-way."""
+    keys = range(number * SLEEPERS + 1, (number + 1) * SLEEPERS + 1)
+    slow = asyncio.gather(*(flow.sleep(SLEEP, -key) for key in keys))
+    await asyncio.sleep(SLEEP / 2)
+    return slow
+
+
+def _wait_for(server: Server) -> None:
+    """Wait until the database answers."""
+    deadline = time.monotonic() + LONG
+    while time.monotonic() < deadline:
+        with suppress(psycopg.OperationalError), connect(server.url):
+            return
+        time.sleep(PAUSE)
+    raise DrillError(f"the server does not answer {LONG:.0f} s after its start")
+
+
+def migration(server: Server, folder: Path, scale: Scale) -> str:
+    """Migrate the table that requests use, while a session holds it."""
+    tries = scale.of(3, 1)
+    url = _new_database(server)
+    steps = [
+        f"op.execute('ALTER TABLE {TABLE} ADD COLUMN note text')",
+        (
+            "with op.get_context().autocommit_block():\n"
+            f"    op.create_index('ix_note', '{TABLE}', ['note'], postgresql_concurrently=True)"
+        ),
+        # What the service prepared before is void then.
+        f"op.execute('ALTER TABLE {TABLE} ALTER COLUMN label TYPE varchar(40)')",
+    ]
+    parent = next(iter(Revisions.load().heads), None)
+    revisions: list[Revision] = []
+    for number, step in enumerate(steps, 1):
+        revisions.append(Revision(id=f"drill{number}", parent=parent, upgrade=step))
+        parent = revisions[-1].id
+    scripts = Scripts(folder, revisions, beside=VERSIONS)
+
+    settings = {"DATABASE_POOL_TIMEOUT": 1 + load_alembic_config().safety.lock_timeout / 1000}
+    limit = LIMIT - POOL_TIMEOUT + settings["DATABASE_POOL_TIMEOUT"]
+
+    async def drill() -> Flow:
+        async with requests_flow(server, folder, url, scale, **settings) as (service, flow):
+            await asyncio.to_thread(_migrate_held_table, url, scripts, tries)
+            await service.seconds_to_ready()
+        return flow
+
+    flow = asyncio.run(drill())
+    return (
+        f"{len(steps)} revisions of the table in use, held until the {tries + 1}. try: "
+        f"{flow.counts(server, limit)}"
+    )
+
+
+def _migrate_held_table(url: DatabaseURL, scripts: Scripts, tries: int) -> None:
+    """Bring `url` to head, and hold the table until so many tries of a revision failed."""
+    said: list[str] = []
+    failed = 0
+    with transaction(url, f"SELECT FROM {TABLE}") as holder:
+        runner = scripts.begin(url, "upgrade", "head")
+        for line in runner.stderr or ():
+            said.append(line)
+            failed += "trying again" in line
+            if failed == tries:
+                holder.rollback()
+    runner.wait()
+    require(runner.returncode == 0, f"the upgrade failed:\n{''.join(said)}")
+    require(failed >= tries, f"the table was not held: nothing was tested\n{''.join(said)}")
+
+
+def pool(server: Server, folder: Path, scale: Scale) -> str:
+    """Let slow requests hold every connection."""
+    hold = scale.of(10, 2)
+    size = 2
+    url = _new_database(server)
+
+    async def drill() -> Flow:
+        settings = {"DATABASE_POOL_SIZE": size, "DATABASE_COMMAND_TIMEOUT": hold + LIMIT}
+        async with requests_flow(server, folder, url, scale, **settings) as (service, flow):
+            slow = asyncio.gather(*(flow.sleep(hold, -number) for number in range(1, 1 + size)))
+            while not slow.done():
+                response = await service.probe.get("/health/ready")
+                require(response.is_success, f"not ready, as the pool is busy: {response.text}")
+                await asyncio.sleep(0.2)
+        return flow
+
+    flow = asyncio.run(drill())
+    require(flow.failed, "no request failed: nothing was tested")
+    counts = flow.counts(server, POOL_TIMEOUT + ALLOWED)
+    return f"all {size} connections held for {hold} s, ready meanwhile: {counts}"
+
+
+def sigterm(server: Server, folder: Path, scale: Scale) -> str:
+    """Replace the process under load; then stop it while the database hangs."""
+    rounds = scale.of(5, 1)
+    url = _new_database(server)
+    ready: list[float] = []
+    starts: list[float] = []
+
+    running = 0
+
+    async def drill() -> Flow:
+        nonlocal running
+        async with requests_flow(server, folder, url, scale) as (service, flow):
+            for number in range(rounds):
+                under_way = await _slow_requests(flow, number)
+                running += await asyncio.to_thread(_sleepers, server)
+                old = service.process
+                flow.may_refuse = True
+                old.terminate()
+                await service.refuses()
+                service.begin()
+                starts.append(await service.seconds_to_start())
+                ready.append(await service.seconds_to_ready())
+                flow.may_refuse = False
+                await service.ended(old)
+                await under_way
+                await flow.goes_well()
+            flow.may_refuse = True
+            with server.hanging():
+                await asyncio.sleep(1)
+                service.process.terminate()
+                await service.ended(service.process)
+            service.begin()
+            await service.seconds_to_start()
+            await service.seconds_to_ready()
+            flow.may_refuse = False
+        return flow
+
+    flow = asyncio.run(drill())
+    slow = sum(key < 0 for key in flow.written)
+    require(running, "no request was under way: nothing was tested")
+    require(slow >= running, f"{slow} of {running} requests under way answered")
+    return (
+        f"SIGTERM {_times(rounds)}, and once while the database hung, "
+        f"{running} requests under way answered: "
+        f"{flow.counts(server, LIMIT)}; the next process answered after {max(starts):.1f} s, and "
+        f"was ready after {flow.readiness(ready)} more"
+    )
+
+
+def _sleepers(server: Server) -> int:
+    query = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE state = 'active' AND query LIKE 'SELECT pg_sleep%'"
+    )
+    return int(server.rows(server.url, query)[0][0])
