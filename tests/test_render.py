@@ -39,7 +39,7 @@ OPTIONAL: dict[str, tuple[dict[str, object], set[str]]] = {
         },
     ),
     "github": ({"ci": "github"}, {".github/workflows/ci.yml"}),
-    "gitlab": ({"ci": "gitlab"}, {".gitlab-ci.yml"}),
+    "gitlab": ({"ci": "gitlab"}, {".gitlab-ci.yml", ".gitlab/note.py"}),
     "containers": (
         {"container_files": True},
         {"Dockerfile", ".dockerignore", "compose.yaml"},
@@ -90,8 +90,9 @@ def test_the_versions_reach_the_image_and_ci(template: Path, tmp_path: Path, ver
     compose = yaml.safe_load(project.read("compose.yaml"))
     assert compose["services"]["database"]["image"] == f"postgres:{version}"
     gitlab = yaml.safe_load(project.read(".gitlab-ci.yml"))
-    assert gitlab["check"]["services"][0]["name"] == f"postgres:{version}"
-    assert gitlab["check"]["image"] == "python:3.12"
+    assert gitlab[".postgres"]["services"][0]["name"] == f"postgres:{version}"
+    assert gitlab["default"]["image"] == "python:3.12"
+    assert gitlab["variables"]["UV_PYTHON"] == "3.12"
     assert "FROM python:3.12-slim" in project.read("Dockerfile")
     assert project.make("-s", "versions").stdout.split() == ["python=3.12", f"postgres={version}"]
 

