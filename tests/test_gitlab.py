@@ -226,16 +226,19 @@ def test_production_is_touched_by_one_job_at_a_time_and_can_be_protected(
 def test_a_merge_request_is_checked_as_it_will_be_once_merged(
     repository: Project, runner: Runner
 ) -> None:
+    repository.environment |= runner.settings
+    repository.make("migrate-up")
     repository.write("src/apps/orders/models.py", dedent(ORDERS).lstrip())
-    write(repository, "aaaa00000001", ADD_ORDERS, DROP_ORDERS)
-    repository.make("format")
+    repository.make("migrate-create", "MSG=Add orders")
     propose(repository, HOSTILE)
     done = runner.run("check", ref=HOSTILE, predefined=MERGE_REQUEST)
     assert "ok    plan" in done.output
-    assert "passed" in done.output
+    assert " passed in " in done.output
     # Meanwhile somebody merged a revision that follows the same one.
     repository.run("git", "checkout", "--quiet", "main")
-    release(repository, "bbbb00000001", "pass")
+    repository.make("migrate-create", "MSG=Other", "EMPTY=1")
+    repository.commit()
+    repository.run("git", "push", "--quiet", "origin", "main")
     done = runner.run("check", ref=HOSTILE, expect=2, predefined=MERGE_REQUEST)
     assert "FAIL  one head" in done.output
     assert not list(done.clone.path.rglob("pwned"))
@@ -484,3 +487,124 @@ def rollback(runner: Runner, given: Env, *, expect: int = 0) -> Ran:
 
 
 # A release of the template
+
+ADDRESS = "https://oauth2:a-token@gitlab.example.com/group/shop.git"
+PROJECT = {
+    "CI_SERVER_PROTOCOL": "https",
+    "CI_SERVER_FQDN": "gitlab.example.com",
+    "CI_PROJECT_PATH": "group/shop",
+}
+HOOK = """
+    #!/bin/sh
+    for number in $(seq "${GIT_PUSH_OPTION_COUNT:-0}"); do
+        eval "echo \\"\\$GIT_PUSH_OPTION_$((number - 1))\\""
+    done > options
+"""
+
+
+@pytest.fixture
+def releases(template: Path, tmp_path: Path) -> Project:
+    """The template as a repository with a release."""
+    releases = Project(shutil.copytree(template, tmp_path / "template"))
+    releases.commit("A release")
+    releases.run("git", "tag", "v1.0.0")
+    return releases
+
+
+@pytest.fixture
+def copied(releases: Project, synced: dict[str, str], tmp_path: Path) -> Project:
+    """A project copied from the release and pushed to origin, which notes the options of a push."""
+    Project(tmp_path).run(
+        "copier", "copy", "--defaults", "--data", "ci=gitlab", str(releases.path), "copied"
+    )
+    project = Project(tmp_path / "copied", **synced)
+    project.commit()
+    origin = tmp_path / "origin.git"
+    project.run("git", "init", "--quiet", "--bare", "--initial-branch=main", str(origin))
+    project.run("git", "-C", str(origin), "config", "receive.advertisePushOptions", "true")
+    hook = origin / "hooks" / "pre-receive"
+    hook.write_text(dedent(HOOK).lstrip())
+    hook.chmod(0o755)
+    project.run("git", "remote", "add", "origin", str(origin))
+    project.run("git", "push", "--quiet", "origin", "main")
+    return project
+
+
+@pytest.fixture
+def weekly(copied: Project, tmp_path: Path) -> Runner:
+    """A runner for which GitLab's address of the project is origin."""
+    origin = tmp_path / "origin.git"
+    return Runner(
+        origin=origin,
+        folder=tmp_path / "builds",
+        settings={"TEMPLATE_TOKEN": "a-token"},
+        environment={
+            **copied.environment,
+            "COPIER": str(Path(sys.executable).with_name("copier")),
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": f"url.{origin}.insteadOf",
+            "GIT_CONFIG_VALUE_0": ADDRESS,
+        },
+    )
+
+
+def improve(releases: Project, version: str) -> None:
+    """Make a release in which README and a file of the template's are other ones."""
+    for path in ("template/README.md.jinja", "template/src/core/health.py"):
+        releases.write(path, f"{releases.read(path)}# {version}\n")
+    releases.commit(version)
+    releases.run("git", "tag", version)
+
+
+def branches(project: Project) -> set[str]:
+    """Return the branches of origin."""
+    listed = project.run("git", "ls-remote", "--heads", "origin").stdout
+    return {line.partition("refs/heads/")[2] for line in listed.splitlines()}
+
+
+def test_a_release_of_the_template_becomes_a_merge_request_once(
+    releases: Project, copied: Project, weekly: Runner
+) -> None:
+    done = weekly.run("template", ref="main", predefined=PROJECT)
+    assert "The project has the newest release of the template." in done.output
+    improve(releases, "v1.1.0")
+    done = weekly.run("template", ref="main", predefined=PROJECT)
+    assert "a-token" not in done.output
+    assert branches(copied) == {"main", "template/1.1.0"}
+    options = (weekly.origin / "options").read_text().splitlines()
+    assert options == [
+        "merge_request.create",
+        "merge_request.target=main",
+        "merge_request.title=Update to release 1.1.0 of the template",
+        "merge_request.remove_source_branch",
+    ]
+    copied.run("git", "fetch", "--quiet", "origin")
+    copied.run("git", "checkout", "--quiet", "template/1.1.0")
+    assert copied.read("src/core/health.py").endswith("# v1.1.0\n")
+    assert "_commit: v1.1.0" in copied.read(".copier-answers.yml")
+    before = copied.run("git", "rev-parse", "origin/template/1.1.0").stdout
+    done = weekly.run("template", ref="main", predefined=PROJECT)
+    assert "There is a branch template/1.1.0 already." in done.output
+    copied.run("git", "fetch", "--quiet", "origin")
+    assert copied.run("git", "rev-parse", "origin/template/1.1.0").stdout == before
+
+
+def test_a_release_with_conflicts_is_a_draft(
+    releases: Project, copied: Project, weekly: Runner
+) -> None:
+    copied.write("README.md", copied.read("README.md") + "Mine\n")
+    copied.commit()
+    copied.run("git", "push", "--quiet", "origin", "main")
+    improve(releases, "v1.1.0")
+    weekly.run("template", ref="main", predefined=PROJECT)
+    title = "Draft: Update to release 1.1.0 of the template, with conflicts"
+    assert f"merge_request.title={title}" in (weekly.origin / "options").read_text()
+
+
+def test_without_a_token_a_release_is_said(
+    releases: Project, copied: Project, weekly: Runner
+) -> None:
+    improve(releases, "v1.1.0")
+    done = replace(weekly, settings={}).run("template", ref="main", expect=1, predefined=PROJECT)
+    assert "The template has the release 1.1.0. There is no TEMPLATE_TOKEN" in done.output
+    assert branches(copied) == {"main"}
