@@ -17,6 +17,7 @@ import yaml
 from tests.support import NOTHING, Completed, Env, Project
 
 Job = dict[str, Any]
+_SERVICE = "postgresql://postgres@postgres:5432/postgres"
 
 
 def pipeline(project: Project) -> dict[str, Any]:
@@ -60,6 +61,8 @@ class Runner:
     origin: Path
     folder: Path
     """Clones are made here."""
+    service: str
+    """The address of the server that stands in for the service `postgres`."""
     settings: Mapping[str, str]
     """Variables of the project's settings: they go before those of the file."""
     environment: Env
@@ -93,9 +96,8 @@ class Runner:
             **self.settings,
         }
         for variable, value in variables.items():
-            variables[variable] = re.sub(
-                r"\$(\w+)", lambda match: variables.get(match[1], ""), value
-            )
+            text = re.sub(r"\$(\w+)", lambda match: variables.get(match[1], ""), value)
+            variables[variable] = text.replace(_SERVICE, self.service)
         # The tests' environment has one Python.
         del variables["UV_PYTHON"]
         done = _shell(clone, [*job.get("before_script", []), *job["script"]], variables)
