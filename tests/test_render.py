@@ -22,6 +22,7 @@ ALWAYS = {
     ".gitignore",
     "Makefile",
     "README.md",
+    "deploy/hooks.sh",
     "migrations/env.py",
     "migrations/script.py.mako",
     "pyproject.toml",
@@ -38,7 +39,10 @@ OPTIONAL: dict[str, tuple[dict[str, object], set[str]]] = {
             "migrations/versions/20260101_0000_3f1c9b7d5a20_create_users.py",
         },
     ),
-    "github": ({"ci": "github"}, {".github/workflows/ci.yml"}),
+    "github": (
+        {"ci": "github"},
+        {f".github/workflows/{name}.yml" for name in ("ci", "deploy", "rollback", "template")},
+    ),
     "gitlab": ({"ci": "gitlab"}, {".gitlab-ci.yml", ".gitlab/note.py"}),
     "containers": (
         {"container_files": True},

@@ -29,6 +29,7 @@ def improve(repository: Project) -> None:
     """Change what the template owns, and what is the person's from the copy on."""
     for path, line in {
         "template/src/core/health.py": "# Improved.",
+        "template/deploy/hooks.sh": "# Never seen.",
         "template/src/apps/users/models.py": "# Never seen.",
         "template/tests/apps/users/test_users.py": "# Never seen.",
         "template/migrations/versions/20260101_0000_3f1c9b7d5a20_create_users.py": "# Never seen.",
@@ -46,8 +47,10 @@ def test_an_update_brings_what_is_the_template_s_and_leaves_the_rest(
     project.write("migrations/versions/20260202_0000_abc_mine.py", '"""Mine."""\n')
     project.write("src/apps/users/models.py", "# Mine now.\n")
     project.write("Makefile", project.read("Makefile") + "\nmine:\n\techo mine\n")
+    project.write("deploy/hooks.sh", "# Mine, too.\n")
     project.commit("My work")
     before = {path: project.read(path) for path in project.files() if "apps/" in path}
+    before["deploy/hooks.sh"] = project.read("deploy/hooks.sh")
     before |= {str(p.relative_to(project.path)): p.read_text("utf-8") for p in project.revisions()}
     improve(repository)
     done = project.run("copier", "update", "--defaults")

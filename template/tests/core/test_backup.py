@@ -17,6 +17,7 @@ from core import postgres_client
 from core.config import get_settings
 from core.database_url import DatabaseURL
 from core.migrations import __main__ as migrations
+from core.migrations import state
 from core.migrations.lock import lock_key
 from core.postgres_client import ClientProgramError, find_client
 
@@ -153,6 +154,35 @@ def test_a_schema_alone_does_not_take_the_place_of_data(
     assert migrations.main(["restore", str(file), "--confirm", name]) == 1
     assert "holds the schema alone" in capsys.readouterr().err
     assert databases(project) == [name]
+
+
+def test_a_backup_as_the_options_have_it_and_where_something_is_pending(
+    project: Project,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(state, "make_config", project.config)
+    project.write("a1")
+
+    def run(*arguments: str) -> tuple[str, str]:
+        assert migrations.main(arguments) == 0
+        captured = capsys.readouterr()
+        return captured.out.strip(), captured.err
+
+    said = run("backup", "--kind=pending")
+    assert (said[0], "No backup: it is switched off" in said[1]) == ("", True)
+    in_prod(monkeypatch)
+    taken, _ = run("backup", "--kind=pending")
+    assert Path(taken).parent == folder
+    assert run("backup-path", "latest")[0] == taken == run("backup-path", Path(taken).name)[0]
+    project.run("upgrade", "head", backup="off")
+    said = run("backup", "--kind=pending")
+    assert (said[0], "No backup: nothing is pending." in said[1]) == ("", True)
+    assert run("backup", "--kind=auto")[0].endswith(".dump")
+    assert run("backup-path")[0] == str(folder)
+    assert migrations.main(["backup-path", "nothing"]) == 1
+    assert "there is no backup nothing" in capsys.readouterr().err
 
 
 def fake_pg_dump(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:

@@ -18,6 +18,7 @@ from sqlalchemy.pool import NullPool
 
 from core.config import SettingsError, get_settings
 from core.database import DatabaseUnavailableError, create_engine
+from core.database_url import DatabaseURL
 from core.embedded_postgres import EmbeddedPostgresError
 from core.logging import configure_logging
 from core.migrations import record
@@ -27,6 +28,7 @@ from core.migrations.backup import (
     check_readable,
     find_backup,
     format_size,
+    kind_before_migrations,
     list_backups,
     take_backup,
 )
@@ -50,6 +52,8 @@ from core.postgres_client import ClientProgramError, find_client
 T = TypeVar("T")
 UNSAFE = 3
 """The exit code of `plan` where something is unsafe."""
+_AS_SET, _PENDING = "auto", "pending"
+"""What the options have backed up before migrations; the same, if there are revisions to apply."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     reset.set_defaults(run=lambda given: _reset(given.confirm))
     backup = commands.add_parser("backup", help="back the database up")
-    kinds = [BackupKind.FULL.value, BackupKind.SCHEMA.value]
+    kinds = [BackupKind.FULL.value, BackupKind.SCHEMA.value, _AS_SET, _PENDING]
     backup.add_argument("--kind", choices=kinds, default=BackupKind.FULL.value)
-    backup.set_defaults(run=lambda given: _backup(BackupKind(given.kind)))
+    backup.set_defaults(run=lambda given: _backup(given.kind))
     backups = commands.add_parser("backups", help="list the backups, and read each to its end")
     backups.set_defaults(run=lambda _: _backups())
     path = commands.add_parser("backup-path", help="print where a backup is, or their folder")
@@ -128,11 +132,15 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     plan.set_defaults(run=_plan)
 
 
+def _state(url: DatabaseURL, revisions: Revisions) -> SchemaState:
+    engine = create_engine(url, poolclass=NullPool, named_statements=False)
+    return asyncio.run(SchemaReader(engine, revisions).read())
+
+
 def _status() -> int:
     url = get_settings().migration_url
     revisions = Revisions.load()
-    reader = SchemaReader(create_engine(url, poolclass=NullPool, named_statements=False), revisions)
-    state = asyncio.run(reader.read())
+    state = _state(url, revisions)
     if state.state is State.UNREACHABLE:
         print(state.reason, file=sys.stderr)
         return 1
@@ -196,9 +204,17 @@ def _reset(confirmation: str) -> int:
     return 0
 
 
-def _backup(kind: BackupKind) -> int:
+def _backup(given: str) -> int:
     url = get_settings().migration_url
     options = load_alembic_config().safety
+    as_set = given in {_AS_SET, _PENDING}
+    kind = kind_before_migrations(options) if as_set else BackupKind(given)
+    if kind is BackupKind.OFF:
+        print("No backup: it is switched off (option backup).", file=sys.stderr)
+        return 0
+    if given == _PENDING and _state(url, Revisions.load()).state is State.AT_HEAD:
+        print("No backup: nothing is pending.", file=sys.stderr)
+        return 0
 
     async def take() -> Backup:
         await refuse_transaction_pooler(url)
