@@ -324,7 +324,7 @@ def test_a_deployment_backs_up_migrates_and_rolls_out(
     release(repository, "aaaa00000001", ADD_ORDERS, DROP_ORDERS)
     done = runner.run("deploy", ref="main")
     assert current(database) == "aaaa00000001"
-    commit = repository.run("git", "rev-parse", "HEAD").stdout[:8]
+    commit = repository.run("git", "rev-parse", "HEAD").stdout.strip()
     rolled_out = (store / "rolled-out").read_text().splitlines()
     assert rolled_out[-1] == f"registry.example.com/group/shop:{commit}"
     assert len(rolled_out) == 2
@@ -437,7 +437,11 @@ def test_a_rollback_by_revision_rolls_the_older_image_out_and_goes_down(
     deployed: list[str], runner: Runner, database: Connection, store: Path
 ) -> None:
     before = set(store.glob("*.dump"))
-    given = {"REVISION": HEAD, "CONFIRM": database.info.dbname, "IMAGE_TAG": deployed[0][-8:]}
+    given = {
+        "REVISION": HEAD,
+        "CONFIRM": database.info.dbname,
+        "IMAGE_TAG": deployed[0].partition(":")[2],
+    }
     done = rollback(runner, given)
     assert current(database) == HEAD
     assert (store / "rolled-out").read_text().splitlines() == [*deployed, deployed[0]]
@@ -462,19 +466,39 @@ def test_a_rollback_by_backup_brings_the_database_back(
     assert (store / "rolled-out").read_text().splitlines() == deployed
 
 
+def test_a_rollback_of_the_code_alone_leaves_the_database(
+    deployed: list[str], runner: Runner, database: Connection, store: Path
+) -> None:
+    rollback(runner, {"IMAGE_TAG": deployed[0].partition(":")[2]})
+    assert current(database) == "aaaa00000001"
+    assert (store / "rolled-out").read_text().splitlines() == [*deployed, deployed[0]]
+
+
 @pytest.mark.parametrize(
-    "given",
+    ("given", "message"),
     [
-        {"CONFIRM": "shop"},
-        {"CONFIRM": "shop", "REVISION": HEAD, "BACKUP": "a.dump"},
-        {"REVISION": HEAD},
+        ({}, "start this job with IMAGE_TAG, REVISION or BACKUP; nothing was changed"),
+        (
+            {"REVISION": HEAD, "BACKUP": "a.dump", "IMAGE_TAG": "1a2b3c"},
+            "start this job with REVISION or BACKUP, not with both; nothing was changed",
+        ),
+        (
+            {"REVISION": HEAD, "IMAGE_TAG": "1a2b3c", "CONFIRM": "shop"},
+            "CONFIRM: 'shop' is not the name of the database (",
+        ),
+        (
+            {"BACKUP": "../a.dump", "IMAGE_TAG": "1a2b3c", "CONFIRM": "test"},
+            "BACKUP is the name of a stored backup",
+        ),
     ],
 )
-def test_a_rollback_without_one_aim_changes_nothing(
-    runner: Runner, database: Connection, store: Path, given: dict[str, str]
+def test_a_rollback_that_is_not_clear_changes_nothing(
+    runner: Runner, database: Connection, store: Path, given: dict[str, str], message: str
 ) -> None:
-    done = rollback(runner, {**given, "IMAGE_TAG": "1a2b3c4d"}, expect=1)
-    assert "Start this job with CONFIRM, the name of the database, and one of" in done.output
+    if given.get("CONFIRM") == "test":
+        given = {**given, "CONFIRM": database.info.dbname}
+    done = rollback(runner, given, expect=2 if "../a.dump" in given.values() else 1)
+    assert message in done.output
     assert list(store.iterdir()) == []
 
 
