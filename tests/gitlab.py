@@ -2,6 +2,7 @@
 
 import json
 import re
+import ssl
 import subprocess
 import tempfile
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
+import trustme
 import yaml
 from tests.support import NOTHING, Completed, Env, Project
 
@@ -131,19 +133,28 @@ def _shell(clone: Project, lines: list[str], variables: Mapping[str, str]) -> Co
 
 
 class GitLab(ThreadingHTTPServer):
-    """The notes of one merge request, behind the API; `token` is whose user writes them."""
+    """The notes of one merge request, behind the API, with a certificate of its own authority."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _API)
+        authority = trustme.CA()
+        self.authority = folder / "authority.pem"
+        authority.cert_pem.write_to_path(str(self.authority))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1").configure_cert(context)
+        self.socket = context.wrap_socket(self.socket, server_side=True)
         self.token = token
         self.user = 7
         self.notes: list[dict[str, Any]] = []
         self.writes: list[str] = []
 
     @property
-    def url(self) -> str:
-        """What a job knows as CI_API_V4_URL."""
-        return f"http://127.0.0.1:{self.server_port}/api/v4"
+    def predefined(self) -> dict[str, str]:
+        """What a job knows of it."""
+        return {
+            "CI_API_V4_URL": f"https://127.0.0.1:{self.server_port}/api/v4",
+            "CI_SERVER_TLS_CA_FILE": str(self.authority),
+        }
 
 
 class _API(BaseHTTPRequestHandler):
@@ -202,9 +213,9 @@ def note(number: int, body: str, *, author: int) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(token: str) -> Iterator[GitLab]:
-    """Serve the API on a port of the loopback address."""
-    with GitLab(token) as server:
+def serving(token: str, folder: Path) -> Iterator[GitLab]:
+    """Serve the API on a port of the loopback address, to whom has the token."""
+    with GitLab(token, folder) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

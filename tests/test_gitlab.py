@@ -94,8 +94,9 @@ def runner(repository: Project, database_url: DatabaseURL, store: Path, tmp_path
 
 
 @pytest.fixture
-def gitlab() -> Iterator[GitLab]:
-    with serving("a token") as server:
+def gitlab(tmp_path: Path) -> Iterator[GitLab]:
+    """A GitLab with the merge request."""
+    with serving("a token", tmp_path) as server:
         yield server
 
 
@@ -135,13 +136,59 @@ def test_the_pipeline_is_valid(template: Path, tmp_path: Path, *, container_file
             assert needed in jobs(project), f"{name} needs {needed}"
 
 
-@pytest.fixture(scope="session")
-def gitlab_ci_local(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A program that reads a pipeline as GitLab does."""
+EVENTS: list[tuple[str, list[str], dict[str, str]]] = [
+    ("code", ["CI_PIPELINE_SOURCE=merge_request_event"], {"check": "on_success"}),
+    (
+        "revisions",
+        ["CI_PIPELINE_SOURCE=merge_request_event"],
+        {"check": "on_success", "plan": "on_success"},
+    ),
+    ("main", ["CI_PIPELINE_SOURCE=schedule", "DEPLOY=true"], {"template": "on_success"}),
+    (
+        "main",
+        ["CI_PIPELINE_SOURCE=push"],
+        {"check": "on_success", "build": "manual", "deploy": "manual", "rollback": "manual"},
+    ),
+    (
+        "main",
+        ["CI_PIPELINE_SOURCE=push", "DEPLOY=true"],
+        {
+            "check": "on_success",
+            "build": "on_success",
+            "deploy": "on_success",
+            "rollback": "manual",
+        },
+    ),
+]
+
+
+def test_each_event_has_its_jobs(repository: Project, tmp_path: Path) -> None:
+    program = gitlab_ci_local(tmp_path / "npm")
+    repository.run("git", "checkout", "--quiet", "-b", "code")
+    repository.write("src/apps/users/service.py", '"""Changed."""\n')
+    repository.commit()
+    repository.run("git", "checkout", "--quiet", "-b", "revisions", "main")
+    write(repository, "aaaa00000001", "pass")
+    repository.commit()
+    repository.run("git", "remote", "set-head", "origin", "main")
+    # It wants an address that looks like GitLab's; nothing is asked there.
+    repository.run("git", "remote", "set-url", "origin", "git@gitlab.example.com:group/shop.git")
+    for branch, variables, expected in EVENTS:
+        repository.run("git", "checkout", "--quiet", branch)
+        options = [option for variable in variables for option in ("--variable", variable)]
+        listed = repository.run(program, "--list-csv", *options).stdout
+        table = listed[listed.index("name;") :].splitlines()
+        found = {row["name"]: row for row in csv.DictReader(table, delimiter=";")}
+        assert {name: row["when"] for name, row in found.items()} == expected
+        optional = {name for name, row in found.items() if row["allowFailure"] == "true"}
+        assert optional == {name for name, when in expected.items() if when == "manual"}
+
+
+def gitlab_ci_local(folder: Path) -> str:
+    """Install a program that reads a pipeline as GitLab does; return its path."""
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
-    folder = tmp_path_factory.mktemp("npm")
-    # Later ones need a newer Node than Debian has.
+    # Later releases need a newer Node than Debian has.
     done = subprocess.run(
         ["npm", "install", "--silent", "--no-audit", "--prefix", folder, "gitlab-ci-local@4.63.0"],
         capture_output=True,
@@ -151,58 +198,6 @@ def gitlab_ci_local(tmp_path_factory: pytest.TempPathFactory) -> str:
     if done.returncode:
         pytest.skip(f"gitlab-ci-local could not be installed: {done.stderr.strip()}")
     return str(folder / "node_modules" / ".bin" / "gitlab-ci-local")
-
-
-@pytest.mark.parametrize(
-    ("branch", "variables", "expected"),
-    [
-        ("code", ["CI_PIPELINE_SOURCE=merge_request_event"], {"check": "on_success"}),
-        (
-            "revisions",
-            ["CI_PIPELINE_SOURCE=merge_request_event"],
-            {"check": "on_success", "plan": "on_success"},
-        ),
-        ("main", ["CI_PIPELINE_SOURCE=schedule", "DEPLOY=true"], {"template": "on_success"}),
-        (
-            "main",
-            ["CI_PIPELINE_SOURCE=push"],
-            {"check": "on_success", "build": "manual", "deploy": "manual", "rollback": "manual"},
-        ),
-        (
-            "main",
-            ["CI_PIPELINE_SOURCE=push", "DEPLOY=true"],
-            {
-                "check": "on_success",
-                "build": "on_success",
-                "deploy": "on_success",
-                "rollback": "manual",
-            },
-        ),
-    ],
-)
-def test_each_event_has_its_jobs(
-    gitlab_ci_local: str,
-    repository: Project,
-    branch: str,
-    variables: list[str],
-    expected: dict[str, str],
-) -> None:
-    if branch == "code":
-        repository.write("src/apps/users/service.py", '"""Changed."""\n')
-    elif branch == "revisions":
-        write(repository, "aaaa00000001", "pass")
-    if branch != "main":
-        propose(repository, branch)
-    repository.run("git", "remote", "set-head", "origin", "main")
-    # It wants an address that looks like one; nothing is asked there.
-    repository.run("git", "remote", "set-url", "origin", "git@gitlab.example.com:group/shop.git")
-    options = [option for variable in variables for option in ("--variable", variable)]
-    listed = repository.run(gitlab_ci_local, "--list-csv", *options).stdout
-    table = listed[listed.index("name;") :].splitlines()
-    found = {row["name"]: row for row in csv.DictReader(table, delimiter=";")}
-    assert {name: row["when"] for name, row in found.items()} == expected
-    optional = {name for name, row in found.items() if row["allowFailure"] == "true"}
-    assert optional == {name for name, when in expected.items() if when == "manual"}
 
 
 def test_production_is_touched_by_one_job_at_a_time_and_can_be_protected(
@@ -249,7 +244,7 @@ def test_the_plan_is_a_note_that_is_made_once_and_brought_up_to_date(
 ) -> None:
     theirs = note(1, "<!-- migrate-plan --> not the bot's", author=gitlab.user + 1)
     gitlab.notes += [theirs, *(note(n, "Text", author=1) for n in range(2, 151))]
-    given = {**MERGE_REQUEST, "CI_API_V4_URL": gitlab.url, "PLAN_TOKEN": gitlab.token}
+    given = {**MERGE_REQUEST, **gitlab.predefined, "PLAN_TOKEN": gitlab.token}
     write(repository, "aaaa00000001", ADD_ORDERS, DROP_ORDERS)
     propose(repository, HOSTILE)
     done = runner.run("plan", ref=HOSTILE, predefined=given)
@@ -274,7 +269,7 @@ def test_the_plan_is_a_note_that_is_made_once_and_brought_up_to_date(
 def test_a_plan_that_fails_is_shown_and_fails_the_job(
     repository: Project, runner: Runner, gitlab: GitLab
 ) -> None:
-    given = {**MERGE_REQUEST, "CI_API_V4_URL": gitlab.url, "PLAN_TOKEN": gitlab.token}
+    given = {**MERGE_REQUEST, **gitlab.predefined, "PLAN_TOKEN": gitlab.token}
     write(repository, "aaaa00000001", 'op.execute("SELECT 1/0")')
     propose(repository, "mine")
     runner.run("plan", ref="mine", expect=2, predefined=given)
@@ -296,17 +291,20 @@ def test_a_note_that_can_not_be_written_is_said_in_one_line(
     repository: Project, gitlab: GitLab, trouble: str
 ) -> None:
     repository.write("plan.md", "A plan")
-    url = gitlab.url if trouble == "wrong token" else "http://127.0.0.1:1/api/v4"
-    given = {**MERGE_REQUEST, "CI_API_V4_URL": url, "PLAN_TOKEN": "a secret"}
+    given = {**MERGE_REQUEST, **gitlab.predefined, "PLAN_TOKEN": "a secret"}
+    if trouble == "no answer":
+        given["CI_API_V4_URL"] = "https://127.0.0.1:1/api/v4"
     done = repository.run(sys.executable, ".gitlab/note.py", "plan.md", env=given, expect=1)
     assert len(done.stderr.splitlines()) == 1
-    assert "PLAN_TOKEN needs" in done.stderr or "GitLab did not answer at http://127" in done.stderr
+    assert (
+        "PLAN_TOKEN needs" in done.stderr or "GitLab did not answer at https://127" in done.stderr
+    )
     assert "a secret" not in done.stderr
 
 
 def test_nothing_in_a_plan_is_a_quick_action(repository: Project, gitlab: GitLab) -> None:
     repository.write("plan.md", "Text\n/merge\n\n  /approve\n")
-    given = {**MERGE_REQUEST, "CI_API_V4_URL": gitlab.url, "PLAN_TOKEN": gitlab.token}
+    given = {**MERGE_REQUEST, **gitlab.predefined, "PLAN_TOKEN": gitlab.token}
     repository.run(sys.executable, ".gitlab/note.py", "plan.md", env=given)
     lines = gitlab.notes[0]["body"].splitlines()
     assert [line for line in lines if line.lstrip(" \t").startswith("/")] == []
@@ -319,7 +317,8 @@ def test_nothing_in_a_plan_is_a_quick_action(repository: Project, gitlab: GitLab
 def test_a_deployment_backs_up_migrates_and_rolls_out(
     repository: Project, runner: Runner, database: Connection, store: Path
 ) -> None:
-    done = runner.run("deploy", ref="main")
+    first_push = {"CI_COMMIT_BEFORE_SHA": "0" * 40}
+    runner.run("deploy", ref="main", predefined=first_push)
     assert current(database) == HEAD
     release(repository, "aaaa00000001", ADD_ORDERS, DROP_ORDERS)
     done = runner.run("deploy", ref="main")
@@ -376,6 +375,28 @@ def test_an_unsafe_plan_stops_before_anything_is_changed(
     assert current(database) == HEAD
     assert sorted(store.iterdir()) == before
     assert len((store / "rolled-out").read_text().splitlines()) == 1
+
+
+def test_what_the_commit_before_did_not_use_may_go(
+    repository: Project, runner: Runner, database: Connection
+) -> None:
+    runner.run("deploy", ref="main")
+    models = repository.read("src/apps/users/models.py")
+    kept = [line for line in models.splitlines() if "full_name" not in line]
+    repository.write("src/apps/users/models.py", "\n".join(kept))
+    repository.commit()
+    before = repository.run("git", "rev-parse", "HEAD").stdout.strip()
+    revision = write(repository, "aaaa00000001", 'op.drop_column("users", "full_name")')
+    acknowledged = (
+        'acknowledged = {"destroys data:users": "Nobody reads it", "cannot be undone": "Nor this"}'
+    )
+    revision.write_text(revision.read_text().replace("\n\n\n", f"\n{acknowledged}\n\n\n", 1))
+    repository.commit()
+    repository.run("git", "push", "--quiet", "origin", "main")
+    done = runner.run("deploy", ref="main", expect=2)
+    assert "breaks running code" in done.output
+    runner.run("deploy", ref="main", predefined={"CI_COMMIT_BEFORE_SHA": before})
+    assert current(database) == "aaaa00000001"
 
 
 def test_what_is_not_set_up_is_said_before_anything_is_changed(
