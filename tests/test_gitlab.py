@@ -422,7 +422,10 @@ def test_the_image_that_is_pushed_is_the_one_that_is_rolled_out(
     for name in ("buildah", "dnf"):
         program = tmp_path / "stubs" / name
         program.parent.mkdir(exist_ok=True)
-        program.write_text(f'#!/bin/sh\necho "{name} $*" >> "$STORE/calls"\n')
+        program.write_text(
+            f'#!/bin/sh\necho "{name} $*" >> "$STORE/calls"\n'
+            'if [ "$1" = login ]; then cat > "$STORE/password"; fi\n'
+        )
         program.chmod(0o755)
     environment = {
         **runner.environment,
@@ -432,6 +435,7 @@ def test_the_image_that_is_pushed_is_the_one_that_is_rolled_out(
     done = builder.run("build", ref="main")
     calls = (store / "calls").read_text().splitlines()
     assert "registry secret" not in done.output + "".join(calls)
+    assert (store / "password").read_text() == "registry secret\n"
     assert calls[1].startswith("buildah login --username ci --password-stdin registry.example.com")
     runner.run("deploy", ref="main")
     image = (store / "rolled-out").read_text().strip()
