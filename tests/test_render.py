@@ -47,7 +47,7 @@ OPTIONAL: dict[str, tuple[dict[str, object], set[str]]] = {
         {"ci": "github"},
         {f".github/workflows/{name}.yml" for name in ("ci", "deploy", "rollback", "template")},
     ),
-    "gitlab": ({"ci": "gitlab"}, {".gitlab-ci.yml"}),
+    "gitlab": ({"ci": "gitlab"}, {".gitlab-ci.yml", ".gitlab/note.py"}),
     "containers": (
         {"container_files": True},
         {"Dockerfile", ".dockerignore", "compose.yaml", "docs/kubernetes.md"},
@@ -98,8 +98,9 @@ def test_the_versions_reach_the_image_and_ci(template: Path, tmp_path: Path, ver
     compose = yaml.safe_load(project.read("compose.yaml"))
     assert compose["services"]["database"]["image"] == f"postgres:{version}"
     gitlab = yaml.safe_load(project.read(".gitlab-ci.yml"))
-    assert gitlab["check"]["services"][0]["name"] == f"postgres:{version}"
-    assert gitlab["check"]["image"] == "python:3.12"
+    assert gitlab[".postgres"]["services"][0]["name"] == f"postgres:{version}"
+    assert gitlab["default"]["image"] == "python:3.12"
+    assert gitlab["variables"]["UV_PYTHON"] == "3.12"
     assert "FROM python:3.12-slim" in project.read("Dockerfile")
     assert project.make("-s", "versions").stdout.split() == ["python=3.12", f"postgres={version}"]
 
