@@ -165,7 +165,9 @@ class Repository:
             ref="refs/pull/7/merge",
         )
 
-    def deploy(self, before: str = "0" * 40, inputs: Mapping[str, object] = NOTHING) -> dict[str, Ran]:
+    def deploy(
+        self, before: str = "0" * 40, inputs: Mapping[str, object] = NOTHING
+    ) -> dict[str, Ran]:
         """Run deploy on main as a push does, or, with inputs, as by hand."""
         commit = self.project.run("git", "ls-remote", "origin", "main").stdout.split()[0]
         return self.runner.run(
