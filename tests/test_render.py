@@ -27,6 +27,8 @@ ALWAYS = {
     "deploy/prometheus/alerts.yml",
     "docs/watching.md",
     "deploy/hooks.sh",
+    "docs/handbook.md",
+    "docs/template-changes.md",
     "migrations/env.py",
     "migrations/script.py.mako",
     "pyproject.toml",
@@ -132,6 +134,11 @@ def test_at_most_eight_questions_each_with_help_and_a_check(template: Path) -> N
     assert not {"_tasks", "_migrations", "_jinja_extensions"} & set(document)
     assert document["_min_copier_version"]
     assert document["_envops"]["undefined"] == "jinja2.StrictUndefined"
+
+
+def test_the_list_of_changes_is_text_to_jinja() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert not {"{{", "{%", "{#"} & set(re.findall(r"\{.", text))
 
 
 def test_jinja_stands_in_no_python_file() -> None:

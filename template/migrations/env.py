@@ -1,6 +1,6 @@
 """Alembic runs this for each command that needs the database, or the models.
 
-What it does is told in README.md, "Migrations"; how, in `src/core/migrations`.
+What it does is told in docs/handbook.md, "Migrations"; how, in `src/core/migrations`.
 """
 
 import asyncio

@@ -3,7 +3,7 @@
 import os
 from enum import StrEnum
 from functools import cache, cached_property
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, InstanceOf, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -44,12 +44,16 @@ PostgresURL = Annotated[InstanceOf[DatabaseURL], NoDecode]
 OptionalPostgresURL = Annotated[PostgresURL | None, NoDecode, BeforeValidator(_parse_url)]
 
 
-class Settings(BaseSettings):
-    """Every setting, with its default. The environment variable is the name in capitals."""
+class AnySettings(BaseSettings):
+    """What the service's settings and those of an app have in common; see `read_settings`."""
 
     model_config = SettingsConfigDict(
         extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
     )
+
+
+class Settings(AnySettings):
+    """Every setting, with its default. The environment variable is the name in capitals."""
 
     environment: Environment = Environment.DEV
     database_url: OptionalPostgresURL = None
@@ -119,6 +123,9 @@ class Settings(BaseSettings):
         return self.migration_database_url or self.url
 
 
+T = TypeVar("T", bound=AnySettings)
+
+
 @cache
 def get_settings() -> Settings:
     """Return the settings; they are read once.
@@ -126,19 +133,31 @@ def get_settings() -> Settings:
     Raises:
         SettingsError: one line per wrong setting.
     """
-    in_dev = (os.environ.get("ENVIRONMENT") or Environment.DEV) == Environment.DEV
-    try:
-        settings = Settings(_env_file=ROOT / ".env" if in_dev else None)
-    except ValidationError as error:
-        raise SettingsError(_describe(error)) from None
-    except UnicodeDecodeError:
-        raise SettingsError(f"{ROOT / '.env'}: is not UTF-8 text") from None
-    if in_dev and settings.environment is not Environment.DEV:
+    settings = read_settings(Settings)
+    if _in_dev() and settings.environment is not Environment.DEV:
         raise SettingsError(
             f"ENVIRONMENT: .env says {settings.environment}, but .env is read in dev only; "
             "set ENVIRONMENT in the process's environment instead"
         )
     return settings
+
+
+def read_settings(kind: type[T]) -> T:
+    """Read settings of a kind, an app's own for example, from where the service's are.
+
+    Raises:
+        SettingsError: one line per wrong setting.
+    """
+    try:
+        return kind(_env_file=ROOT / ".env" if _in_dev() else None)
+    except ValidationError as error:
+        raise SettingsError(_describe(error)) from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{ROOT / '.env'}: is not UTF-8 text") from None
+
+
+def _in_dev() -> bool:
+    return (os.environ.get("ENVIRONMENT") or Environment.DEV) == Environment.DEV
 
 
 def _describe(error: ValidationError) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from core import config
-from core.config import SettingsError, get_settings
+from core.config import AnySettings, SettingsError, get_settings, read_settings
 from main import create_app
 
 URL = "postgresql://u:secret@db/app"
@@ -88,3 +88,18 @@ def test_dotenv_can_not_make_it_prod(
     monkeypatch.setattr(config, "ROOT", root)
     with pytest.raises(SettingsError, match=r"^ENVIRONMENT: \.env says prod"):
         get_settings()
+
+
+class OwnSettings(AnySettings):
+    orders_per_page: int = 20
+
+
+def test_an_app_s_own_settings_are_read_and_refused_like_the_service_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert read_settings(OwnSettings).orders_per_page == 20
+    monkeypatch.setenv("ORDERS_PER_PAGE", "50")
+    assert read_settings(OwnSettings).orders_per_page == 50
+    monkeypatch.setenv("ORDERS_PER_PAGE", "many")
+    with pytest.raises(SettingsError, match=r"^ORDERS_PER_PAGE: Input should be a valid integer"):
+        read_settings(OwnSettings)
