@@ -90,6 +90,8 @@ def held_table(server: Server, folder: Path, scale: Scale) -> str:
         for flow in requests:
             flow.begin()
         runners = [scripts.begin(database, "upgrade", "head") for scripts, database in tried]
+        # On a busy machine, a runner takes long to get there.
+        server.wait_until(tried[1][1], "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted")
         time.sleep(seconds)
     for runner in runners:
         _, said = runner.communicate(timeout=120)

@@ -133,16 +133,20 @@ class Server:
         rows = self.rows(url, "SELECT version_num FROM alembic_version")
         return rows[0][0] if rows else BASE
 
+    def wait_until(self, url: DatabaseURL, query: str) -> None:
+        """Wait until a query that gives a boolean gives true."""
+        deadline = time.monotonic() + TIMEOUT
+        while self.rows(url, query) != [(True,)]:
+            require(time.monotonic() < deadline, f"{url.database}: in vain waited for {query}")
+            time.sleep(0.05)
+
     def wait_for_runners(self, url: DatabaseURL) -> None:
         """Wait until the server has noticed that killed runners are gone."""
-        query = (
-            "SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
-            f" AND datname = '{url.database}'"
+        self.wait_until(
+            url,
+            "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            f" AND datname = '{url.database}'",
         )
-        deadline = time.monotonic() + TIMEOUT
-        while self.rows(url, query) != [(0,)]:
-            require(time.monotonic() < deadline, f"{url.database}: sessions that do not end")
-            time.sleep(0.05)
 
 
 def connect(url: DatabaseURL) -> "psycopg.Connection[TupleRow]":
