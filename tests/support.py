@@ -13,7 +13,8 @@ from copier import run_copy
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON_VERSIONS = ("3.11", "3.12", "3.13", "3.14")
-COMMAND_TIMEOUT = 300
+COMMAND_TIMEOUT = 900
+"""Seconds after which a command hangs, on a machine that is busy with other things, too."""
 
 Env = Mapping[str, str]
 NOTHING: Env = MappingProxyType({})

@@ -12,7 +12,7 @@ from typing import Any
 from alembic import context
 from alembic.runtime.migration import MigrationContext, MigrationInfo, StampStep
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from core import tracing
 from core.config import Environment, get_settings
@@ -235,8 +235,9 @@ class _Run:
         if self._done == len(self.steps):
             return  # all were applied, and recorded
         info: MigrationInfo = self.steps[self._done].info
-        # The error that is raised says more than one of recording it.
-        with suppress(DBAPIError, DatabaseUnavailableError):
+        # The error that is raised says more than one of recording it. A connection that was lost is
+        # made anew, which SQLAlchemy wraps where it fails.
+        with suppress(SQLAlchemyError, DatabaseUnavailableError):
             self.connection.rollback()
             failure = Event(
                 revision="+".join(_revisions(info)),
