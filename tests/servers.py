@@ -2,7 +2,6 @@
 
 import os
 import pwd
-import socket
 import subprocess
 import tempfile
 import time
@@ -72,18 +71,18 @@ def running(
                 [*command, "-h", addresses, *options], stdout=log, stderr=log, **account()
             )
         try:
-            _wait(process, folder / f".s.PGSQL.{port}", folder / "log")
+            _wait(process, data / "postmaster.pid", folder / "log")
             yield Server(port=port, folder=folder)
         finally:
             process.terminate()
             process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], address: Path, log: Path) -> None:
+def _wait(process: subprocess.Popen[bytes], status: Path, log: Path) -> None:
     for _ in range(300):
         assert process.poll() is None, log.read_text()
-        with socket.socket(socket.AF_UNIX) as client:
-            if client.connect_ex(str(address)) == 0:
-                return
+        # The last line: it listens before it is ready.
+        if status.exists() and status.read_text().rstrip().endswith("\nready"):
+            return
         time.sleep(0.1)
     pytest.fail(log.read_text())
