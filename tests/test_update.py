@@ -1,111 +1,377 @@
-"""`copier update`: the template's part gets better, the person's part stays as it is."""
+"""`copier update`: from every release to the working tree, of projects as people have them."""
 
+import re
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
+import psycopg
 import pytest
+from psycopg.rows import TupleRow
 from tests.conftest import Render
-from tests.support import Project
+from tests.releases import NEWEST, Release, find_releases, make_upstream
+from tests.support import Completed, Env, Project
+
+from core.database_url import DatabaseURL
+
+RELEASES = find_releases()
+each_release = pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.tag)
+Answers = Mapping[str, str]
+DEFAULTS: Answers = MappingProxyType({})
+SMALLEST: Answers = MappingProxyType(
+    {"example_app": "false", "ci": "none", "container_files": "false"}
+)
+GITLAB: Answers = MappingProxyType(
+    {"project_name": '{{ 7 * 7 }} "q" $(id) 日本', "ci": "gitlab", "postgres_version": "16"}
+)
+ANSWERS = {"defaults": DEFAULTS, "smallest": SMALLEST, "gitlab": GITLAB}
+
+ORDERS = {
+    "src/apps/orders/__init__.py": '"""Orders."""\n',
+    "src/apps/orders/models.py": '''"""Tables."""
+
+from sqlalchemy.orm import Mapped, mapped_column
+
+from core.models import Base, TimestampMixin, UUIDMixin
+
+
+class Order(UUIDMixin, TimestampMixin, Base):
+    __tablename__ = "orders"
+
+    amount: Mapped[int] = mapped_column()
+''',
+    "src/apps/orders/config.py": '''"""Settings."""
+
+from functools import cache
+
+from core.config import AnySettings, read_settings
+
+
+class OrderSettings(AnySettings):
+    orders_per_page: int = 20
+
+
+@cache
+def get_order_settings() -> OrderSettings:
+    return read_settings(OrderSettings)
+''',
+    "src/apps/orders/router.py": '''"""Routes."""
+
+from fastapi import APIRouter
+from sqlalchemy import func, select
+
+from apps.orders.config import get_order_settings
+from apps.orders.models import Order
+from core.dependencies import SessionDep
+
+router = APIRouter(prefix="/orders", tags=["orders"])
+
+
+@router.get("/count")
+async def count(session: SessionDep) -> dict[str, int | None]:
+    found = await session.scalar(select(func.count()).select_from(Order))
+    return {"found": found, "per_page": get_order_settings().orders_per_page}
+''',
+    "tests/apps/orders/test_orders.py": '''"""Orders."""
+
+import httpx
+
+
+async def test_orders_are_counted(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/orders/count")
+    assert answer.json() == {"found": 0, "per_page": 20}
+''',
+}
+OWN = {
+    **ORDERS,
+    "Makefile.local": "CHECK_ALSO = own-check\n\nown-check: ## Check what is mine\n\t@echo mine is well\n",
+    "compose.override.yaml": "services:\n  api:\n    environment:\n      LOG_LEVEL: DEBUG\n",
+    ".github/workflows/own.yml": "name: own\non: workflow_dispatch\njobs: {}\n",
+    "docs/our-rules.md": "# Our rules\n",
+}
+"""Files that are nobody's but the person's."""
+EDITS = {
+    "pyproject.toml": (
+        ('version = "0.1.0"', 'version = "3.2.1"'),
+        ('lock_timeout = "2s"', 'lock_timeout = "3s"'),
+        ("`uv add` writes them here.\n", '`uv add` writes them here.\n    "itsdangerous>=2.2",\n'),
+        ("tables go below.\n", 'tables go below.\n\n[tool.mine]\nkey = "value"\n'),
+    ),
+    ".env.example": (("# The project's own\n", "# The project's own\n#ORDERS_PER_PAGE=20\n"),),
+    "README.md": (
+        ("An async FastAPI service", "It takes orders.\n\nAn async FastAPI service"),
+        ("## More\n", "## Who we are\n\nThe team of orders.\n\n## More\n"),
+    ),
+    "src/core/logging.py": (("%H:%M:%S", "%H.%M.%S"),),
+}
+"""What people change in files that the template has, too."""
+
+
+@pytest.fixture(scope="session")
+def upstream(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The template as a git repository, with a tag for each release and the working tree."""
+    return make_upstream(tmp_path_factory.mktemp("upstream") / "template", template)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copies:
+    """Makes projects of a release, and brings them up to the working tree."""
+
+    upstream: Project
+    folder: Path
+    environment: Env
+
+    def copy(
+        self, name: str, tag: str, answers: Answers = DEFAULTS, upstream: Project | None = None
+    ) -> Project:
+        """Copy with plain commands, as a person would, and commit."""
+        data = [f"--data={key}={value}" for key, value in answers.items()]
+        template = str((upstream or self.upstream).path)
+        Project(self.folder).run(
+            "copier", "copy", "--quiet", "--defaults", f"--vcs-ref={tag}", *data, template, name
+        )
+        project = Project(self.folder / name, **self.environment)
+        project.commit("Start from the template")
+        return project
+
+    @staticmethod
+    def update(project: Project, *arguments: str, expect: int = 0) -> Completed:
+        return project.run("copier", "update", "--defaults", *arguments, expect=expect)
 
 
 @pytest.fixture
-def repository(template: Path, tmp_path: Path) -> Project:
-    """The template as a git repository."""
-    repository = Project(shutil.copytree(template, tmp_path / "repository"))
-    repository.commit("A release")
-    return repository
+def copies(render: Render, upstream: Project, synced: dict[str, str], tmp_path: Path) -> Copies:
+    return Copies(upstream=upstream, folder=tmp_path, environment=synced)
 
 
-@pytest.fixture
-def project(render: Render, repository: Project, tmp_path: Path) -> Project:
-    """A project copied from the repository with plain commands, as a person would."""
-    Project(tmp_path).run("copier", "copy", "--defaults", str(repository.path), "newproj")
-    project = Project(tmp_path / "newproj")
-    project.commit()
-    return project
+def contents(project: Project) -> dict[str, bytes]:
+    """Return all files but those that git ignores."""
+    listed = project.run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    paths = sorted(filter(None, listed.stdout.split("\0")))
+    return {p: (project.path / p).read_bytes() for p in paths if (project.path / p).exists()}
 
 
-def improve(repository: Project) -> None:
-    """Change what the template owns, and what is the person's from the copy on."""
-    for path, line in {
-        "template/src/core/health.py": "# Improved.",
-        "template/deploy/hooks.sh": "# Never seen.",
-        "template/src/apps/users/models.py": "# Never seen.",
-        "template/tests/apps/users/test_users.py": "# Never seen.",
-        "template/migrations/versions/20260101_0000_3f1c9b7d5a20_create_users.py": "# Never seen.",
-    }.items():
-        repository.write(path, f"{repository.read(path)}\n{line}\n")
-    repository.write("template/src/core/added.py", '"""New."""\n')
-    repository.write("template/src/apps/example/models.py", '"""New."""\n')
-    repository.commit("An improvement")
+def require_clean_merge(project: Project) -> None:
+    for path, content in contents(project).items():
+        assert not path.endswith(".rej"), path
+        assert not re.search(b"^(<<<<<<<|>>>>>>>) ", content, re.MULTILINE), path
 
 
-def test_an_update_brings_what_is_the_template_s_and_leaves_the_rest(
-    repository: Project, project: Project
-) -> None:
-    project.write("src/apps/orders/models.py", '"""Mine."""\n')
-    project.write("migrations/versions/20260202_0000_abc_mine.py", '"""Mine."""\n')
-    project.write("src/apps/users/models.py", "# Mine now.\n")
-    project.write("Makefile", project.read("Makefile") + "\nmine:\n\techo mine\n")
-    project.write("deploy/hooks.sh", "# Mine, too.\n")
-    project.commit("My work")
-    before = {path: project.read(path) for path in project.files() if "apps/" in path}
-    before["deploy/hooks.sh"] = project.read("deploy/hooks.sh")
-    before |= {str(p.relative_to(project.path)): p.read_text("utf-8") for p in project.revisions()}
-    improve(repository)
-    done = project.run("copier", "update", "--defaults")
-    assert "make check && make test && make migrate-status" in done.stdout + done.stderr
-    assert project.read("src/core/health.py").endswith("# Improved.\n")
-    assert project.read("src/core/added.py") == '"""New."""\n'
-    assert project.read("Makefile").endswith("\techo mine\n")
-    assert {path: project.read(path) for path in before} == before
-    assert not (project.path / "src/apps/example").exists()
-    assert not list(project.path.rglob("*.rej"))
-    assert "<<<<<<<" not in project.run("git", "diff").stdout
+def edit(project: Project) -> None:
+    """Make the project a person's: files of their own, and edits in those of the template."""
+    for path, text in OWN.items():
+        project.write(path, text)
+    for path, changes in EDITS.items():
+        text = project.read(path)
+        for old, new in changes:
+            assert old in text, (path, old)
+            text = text.replace(old, new, 1)
+        project.write(path, text)
 
 
-def test_what_was_deleted_stays_deleted(repository: Project, project: Project) -> None:
-    shutil.rmtree(project.path / "src/apps/users")
-    shutil.rmtree(project.path / "tests/apps/users")
-    (project.path / "Dockerfile").unlink()
-    project.commit("Without the example")
-    improve(repository)
-    project.run("copier", "update", "--defaults")
-    assert not (project.path / "src/apps/users").exists()
-    assert not (project.path / "tests/apps/users").exists()
-    assert not (project.path / "Dockerfile").exists()
+def rows(database: psycopg.Connection[TupleRow]) -> dict[str, list[TupleRow]]:
+    names = database.execute(
+        "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'"
+        " AND tablename NOT LIKE 'alembic%' ORDER BY 1"
+    ).fetchall()
+    return {
+        name: database.execute(f"SELECT t::text FROM {name} t ORDER BY 1".encode()).fetchall()  # noqa: S608
+        for (name,) in names
+    }
 
 
+def test_there_are_releases_to_update_from() -> None:
+    assert RELEASES, "no release was found: is the whole history here (git fetch --unshallow)?"
+    assert RELEASES[0].version == (1, 0, 0)
+
+
+@each_release
+@pytest.mark.parametrize("answers", ANSWERS.values(), ids=ANSWERS)
 def test_an_untouched_project_becomes_what_a_fresh_copy_is(
-    repository: Project, project: Project, tmp_path: Path
+    copies: Copies, release: Release, answers: Answers
 ) -> None:
-    health = "template/src/core/health.py"
-    repository.write(health, repository.read(health) + "# Improved.\n")
-    repository.commit("An improvement")
-    project.run("copier", "update", "--defaults")
-    Project(tmp_path).run("copier", "copy", "--defaults", str(repository.path), "fresh")
-    fresh = Project(tmp_path / "fresh")
-    assert project.files() == fresh.files()
-    for path in fresh.files():
-        assert project.read(path) == fresh.read(path), path
+    project = copies.copy("old", release.tag, answers)
+    before = project.read(".copier-answers.yml")
+    copies.update(project)
+    fresh = copies.copy("fresh", NEWEST, answers)
+    assert contents(project) == contents(fresh)
+    kept = [line for line in before.splitlines() if not line.startswith("_commit")]
+    assert set(kept) <= set(project.read(".copier-answers.yml").splitlines())
 
 
-def test_hostile_answers_survive_an_update(
-    render: Render, repository: Project, tmp_path: Path
+@each_release
+@pytest.mark.parametrize("deleted", [False, True], ids=["with-example", "without-example"])
+def test_what_people_made_and_changed_is_kept_and_goes_on_working(
+    copies: Copies,
+    release: Release,
+    database: psycopg.Connection[TupleRow],
+    database_url: DatabaseURL,
+    *,
+    deleted: bool,
 ) -> None:
-    name = '{{ 7 * 7 }} "q" $(id) 日本'
-    Project(tmp_path).run(
-        "copier",
-        "copy",
-        "--defaults",
-        "--data",
-        f"project_name={name}",
-        str(repository.path),
-        "odd",
+    project = copies.copy("shop", release.tag)
+    project.environment["DATABASE_URL"] = database_url.libpq
+    edit(project)
+    gone = ["tests/core/test_batches.py", "Dockerfile"]
+    if deleted:
+        gone += ["src/apps/users", "tests/apps/users", str(project.revisions()[0])]
+    for path in gone:
+        target = project.path / path
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+    project.make("migrate-up")
+    project.make("migrate-create", "MSG=Add orders")
+    project.make("migrate-up")
+    database.execute(
+        "INSERT INTO orders (id, amount) SELECT gen_random_uuid(), n FROM generate_series(1, 99) n"
     )
-    project = Project(tmp_path / "odd")
-    project.commit()
-    improve(repository)
-    project.run("copier", "update", "--defaults")
-    assert project.read("README.md").startswith(f"# {name}\n")
-    assert project.read("src/core/health.py").endswith("# Improved.\n")
+    if not deleted:
+        database.execute(
+            "INSERT INTO users (id, email, full_name) VALUES (gen_random_uuid(), 'a@b.example', 'A')"
+        )
+    project.commit("Ours")
+    before, data = contents(project), rows(database)
+    said = copies.update(project).stderr
+
+    # Whatever is the person's is as it was.
+    require_clean_merge(project)
+    after = contents(project)
+    mine = [
+        path
+        for path in before
+        if path in OWN
+        or path.startswith(("src/apps", "tests/apps", "migrations/versions", "deploy/hooks.sh"))
+    ]
+    assert len(mine) > len(OWN)
+    assert {path: after.get(path) for path in mine} == {path: before[path] for path in mine}
+    for path, changes in EDITS.items():
+        for _, new in changes:
+            assert new in project.read(path), (path, new)
+    for path in gone:
+        assert not (project.path / path).exists(), path
+    assert "make check && make test && make migrate-status" in said
+
+    # And all of it works.
+    project.commit("Update")
+    assert "mine is well" in project.make("check").stdout
+    project.make("migrate-up")
+    assert rows(database) == data
+    assert "The database is at head" in project.make("migrate-status").stdout
+    if release is RELEASES[0] and not deleted:
+        project.make("test")
+    else:
+        project.run("uv", "run", "pytest", "-q", "tests/apps", "tests/test_migrations.py")
+
+
+def test_an_update_says_what_is_new_and_a_second_one_changes_nothing(copies: Copies) -> None:
+    project = copies.copy("project", RELEASES[0].tag)
+    said = copies.update(project).stderr
+    newest = re.search(
+        r"^## (.+)\n\n((?:.+\n)+)", copies.upstream.read("CHANGELOG.md"), re.MULTILINE
+    )
+    assert newest is not None
+    assert f"New in {newest[1]}:" in said
+    assert newest[2].splitlines()[0] in said
+    assert newest[2] in project.read("docs/template-changes.md")
+    project.commit("Update")
+    before = contents(project)
+    copies.update(project)
+    assert contents(project) == before
+
+
+def improve(upstream: Project, tag: str, path: str, old: str, new: str) -> None:
+    """Make a release after the working tree that changes a file of the template."""
+    text = upstream.read(f"template/{path}")
+    assert old in text
+    upstream.write(f"template/{path}", text.replace(old, new, 1))
+    upstream.commit("An improvement")
+    upstream.run("git", "tag", tag)
+
+
+@pytest.fixture
+def own_upstream(upstream: Project, tmp_path: Path) -> Project:
+    """An upstream that a test may change."""
+    own = Project(tmp_path / "own-upstream")
+    Project(tmp_path).run("git", "clone", "--quiet", str(upstream.path), str(own.path))
+    return own
+
+
+def test_where_both_changed_the_same_line_make_check_names_it(
+    copies: Copies, own_upstream: Project
+) -> None:
+    project = copies.copy("project", NEWEST, upstream=own_upstream)
+    project.make("check")
+    limit = "database_pool_size: Annotated[int, Field(ge=1, le=1000)] = "
+    config = "src/core/config.py"
+    project.write(config, project.read(config).replace(f"{limit}5", f"{limit}7"))
+    project.commit("Seven connections")
+    improve(own_upstream, "v99.1.0", config, f"{limit}5", f"{limit}6")
+    copies.update(project)
+    done = project.make("check", expect=2)
+    found = re.search(rf"^{config}:(\d+):<<<<<<< ", done.stdout + done.stderr, re.MULTILINE)
+    assert found is not None
+    assert project.read(config).splitlines()[int(found[1]) - 1].startswith("<<<<<<< ")
+    assert "keep what you want of each" in done.stderr
+
+
+def test_changed_answers_bring_what_they_ask_for_and_take_nothing_of_the_person_s(
+    copies: Copies, own_upstream: Project
+) -> None:
+    project = copies.copy("project", NEWEST, upstream=own_upstream)
+    edit(project)
+    project.commit("Ours")
+    before = contents(project)
+    improve(own_upstream, "v99.1.0", "src/core/health.py", '"""Seconds that', '"""The seconds that')
+    copies.update(project, "--data=ci=gitlab", "--data=example_app=false")
+    require_clean_merge(project)
+    assert (project.path / ".gitlab-ci.yml").exists()
+    assert "ci: gitlab" in project.read(".copier-answers.yml")
+    kept = [path for path in before if path in OWN or path.startswith(("src/apps", "migrations"))]
+    assert {path: contents(project)[path] for path in kept} == {path: before[path] for path in kept}
+
+
+def test_a_dirty_tree_is_refused_and_left_alone(copies: Copies, own_upstream: Project) -> None:
+    project = copies.copy("project", NEWEST, upstream=own_upstream)
+    project.write("README.md", "Mine, and not committed\n")
+    improve(own_upstream, "v99.1.0", "src/core/health.py", '"""Seconds that', '"""The seconds that')
+    before = contents(project)
+    refused = copies.update(project, expect=1)
+    assert "commit or stash your local changes and retry" in refused.stderr
+    assert contents(project) == before
+
+
+def test_a_release_candidate_is_updated_to_its_release(
+    copies: Copies, own_upstream: Project
+) -> None:
+    improve(
+        own_upstream, "v99.1.0rc1", "src/core/health.py", '"""Seconds that', '"""The seconds that'
+    )
+    project = copies.copy("project", "v99.1.0rc1", upstream=own_upstream)
+    assert "_commit: v99.1.0rc1" in project.read(".copier-answers.yml")
+    improve(own_upstream, "v99.1.0", "src/core/health.py", '"""The seconds that', '"""What seconds')
+    copies.update(project)
+    assert "_commit: v99.1.0\n" in project.read(".copier-answers.yml")
+    assert '"""What seconds' in project.read("src/core/health.py")
+
+
+def test_a_recopy_gives_the_template_s_files_anew_and_leaves_the_person_s(
+    copies: Copies, own_upstream: Project
+) -> None:
+    project = copies.copy("project", NEWEST, upstream=own_upstream)
+    edit(project)
+    users = "src/apps/users/service.py"
+    project.write(users, project.read(users) + "\n# Ours\n")
+    project.write("deploy/hooks.sh", "#!/bin/sh\n# Ours\n")
+    project.commit("Ours")
+    before = contents(project)
+    project.run("copier", "recopy", "--defaults", "--overwrite", "--quiet")
+    after = contents(project)
+    assert "%H:%M:%S" in project.read("src/core/logging.py")
+    kept = [
+        path
+        for path in before
+        if path in OWN
+        or path.startswith(("src/apps", "tests/apps", "migrations/versions", "deploy/hooks"))
+    ]
+    assert {path: after[path] for path in kept} == {path: before[path] for path in kept}

@@ -165,15 +165,13 @@ class Repository:
             ref="refs/pull/7/merge",
         )
 
-    def deploy(
-        self, before: str = "0" * 40, inputs: Mapping[str, object] = NOTHING
-    ) -> dict[str, Ran]:
+    def deploy(self, inputs: Mapping[str, object] = NOTHING) -> dict[str, Ran]:
         """Run deploy on main as a push does, or, with inputs, as by hand."""
         commit = self.project.run("git", "ls-remote", "origin", "main").stdout.split()[0]
         return self.runner.run(
             "deploy.yml",
             commit=commit,
-            event={"inputs": dict(inputs)} if inputs else {"before": before},
+            event={"inputs": dict(inputs)},
             event_name="workflow_dispatch" if inputs else "push",
         )
 
@@ -349,7 +347,7 @@ def test_a_deployment_migrates_and_only_then_rolls_out(
     repository.runner.variables["DEPLOY"] = "true"
     repository.fill_hooks()
     first = repository.push("Fill the hooks in")
-    done = repository.deploy(first)
+    done = repository.deploy()
     image = f"ghcr.io/acme/shop:{first}"
     assert [job.result for job in done.values()] == ["success", "success"], done["migrate"].log
     assert revision_of(database) == HEAD
@@ -368,7 +366,7 @@ def test_a_deployment_migrates_and_only_then_rolls_out(
     ).fetchall() == [(first,)]
 
     # Nothing is pending: nothing is backed up.
-    assert repository.deploy(first)["migrate"].result == "success"
+    assert repository.deploy()["migrate"].result == "success"
     assert repository.backups() == [stored]
 
     # One that fails on the rows, which the plan's copy does not have.
@@ -379,7 +377,7 @@ def test_a_deployment_migrates_and_only_then_rolls_out(
     text = failing.read_text().replace("    pass", '    op.drop_constraint("ck_name", "users")')
     failing.write_text(text)
     repository.push("Two revisions")
-    migrate = repository.deploy(first)["migrate"]
+    migrate = repository.deploy()["migrate"]
     assert migrate.result == "failure"
     assert migrate.steps[-2] == "make migrate-up"
     assert revision_of(database) == "aaaa00000001"

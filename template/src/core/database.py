@@ -50,8 +50,8 @@ class Connection(asyncpg.Connection):
 class Pool(AsyncAdaptedQueuePool):
     """The pool of an engine.
 
-    It knows how many wait for one of its connections, and have none yet; and in it the check of a
-    connection that hangs is an error like others.
+    It knows how many wait, as all of its connections are in use; and in it the check of a connection
+    that hangs is an error like others.
     """
 
     __module__ = AsyncAdaptedQueuePool.__module__  # names its log lines, which are SQLAlchemy's
@@ -63,13 +63,14 @@ class Pool(AsyncAdaptedQueuePool):
         Raises:
             DatabaseTimeoutError: the check had no answer within the engine's command timeout.
         """
-        self.waiting += 1
+        full = self.checkedout() >= self.size() + self._max_overflow
+        self.waiting += full
         try:
             return super().connect()
         except TimeoutError as error:  # of asyncpg; SQLAlchemy's of a busy pool is another one
             raise DatabaseTimeoutError("an open connection does not answer") from error
         finally:
-            self.waiting -= 1
+            self.waiting -= full
 
 
 def create_engine(

@@ -249,8 +249,8 @@ class Metrics:
         try:
             server, _ = start_http_server(port, host, self._registry)
         except OSError as error:
-            # One worker's answer counts the requests of all.
-            level = logging.WARNING if self._shared is None else logging.DEBUG
+            # Another worker may have it, whose answer counts the requests of all.
+            level = logging.WARNING if self._shared is None else logging.INFO
             logger.log(level, "METRICS_PORT: no metrics on %s:%d: %s", host, port, error.strerror)
             return None
         return server

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,8 @@ VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _WITHOUT_CREATED = "PROMETHEUS_DISABLE_CREATED_SERIES"
 """Else each counter and histogram had a series more, of when it began."""
 _PREFIX = "service-metrics-"
+_BEGINNING = 60.0
+"""Seconds that a worker may take until it counts."""
 _OF_A_PROCESS = re.compile(r"_(\d+)\.db$")
 
 
@@ -36,7 +39,7 @@ def share_counts() -> Path | None:
         return None
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for other in folder.parent.glob(f"{_PREFIX}*"):
-        if other != folder and not any(_is_running(pid) for pid in _pids(other)):
+        if other != folder and _is_abandoned(other):
             shutil.rmtree(other, ignore_errors=True)  # of a service that has ended
     return folder
 
@@ -47,6 +50,15 @@ def forget_the_dead(folder: Path) -> None:
         match = _OF_A_PROCESS.search(file.name)
         if match and not _is_running(int(match[1])):
             file.unlink(missing_ok=True)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    try:
+        age = time.time() - folder.stat().st_mtime
+    except FileNotFoundError:  # another one removed it
+        return False
+    # Workers that begin have no files yet.
+    return age > _BEGINNING and not any(_is_running(pid) for pid in _pids(folder))
 
 
 def _pids(folder: Path) -> set[int]:

@@ -29,7 +29,7 @@ from core.migrations import __main__ as migrations
 from core.migrations.config import make_config
 from core.migrations.state import SchemaReader, SchemaState
 from core.project import ROOT
-from core.workers import forget_the_dead
+from core.workers import forget_the_dead, share_counts
 
 HAS_REVISIONS = bool(ScriptDirectory.from_config(make_config()).get_heads())
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -116,6 +116,7 @@ async def test_the_pool_says_who_has_a_connection_and_who_waits(
             while value(samples, "database_pool_waiting_requests") != 3:
                 samples = await scrape(client)
         assert value(samples, "database_pool_in_use_connections") == 2
+        assert value(samples, "database_pool_idle_connections") == 0
         assert value(samples, "database_pool_max_connections") == 2
         for request in slow:
             request.cancel()
@@ -276,6 +277,23 @@ async def test_many_that_ask_at_once_or_soon_again_are_one_question(
     assert asked == 1
 
 
+async def test_who_asks_later_is_answered_too_when_the_first_one_s_patience_ends(
+    live_client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(_reader: SchemaReader) -> SchemaState:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    monkeypatch.setattr(SchemaReader, "_ask", hang)
+    first = asyncio.create_task(live_client.get("/health/ready"))
+    await asyncio.sleep(0.5)
+    answers = await asyncio.gather(
+        first, live_client.get("/health/ready"), live_client.get("/metrics")
+    )
+    assert [answer.status_code for answer in answers] == [503, 503, 200]
+    assert states(parse(answers[2].text)) == {"unreachable"}
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -331,6 +349,21 @@ async def test_names_and_units_are_those_of_prometheus(app: FastAPI) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+
+
+def test_folders_of_services_that_have_ended_go_and_those_that_begin_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "service-metrics-own"))
+    beginning, ended = tmp_path / "service-metrics-a", tmp_path / "service-metrics-b"
+    for folder in (beginning, ended):
+        folder.mkdir()
+    os.utime(ended, (0, 0))
+    share_counts()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "service-metrics-own",
+        "service-metrics-a",
+    }
 
 
 def test_the_gauges_of_a_worker_that_has_ended_are_forgotten(tmp_path: Path) -> None:

@@ -76,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kinds = [BackupKind.FULL.value, BackupKind.SCHEMA.value, _AS_SET, _PENDING]
     backup.add_argument("--kind", choices=kinds, default=BackupKind.FULL.value)
     backup.set_defaults(run=lambda given: _backup(given.kind))
+    rolled_out = commands.add_parser("rolled-out", help="record that this code runs now")
+    rolled_out.add_argument("version", help="the commit, or the image's tag")
+    rolled_out.set_defaults(run=lambda given: _rolled_out(given.version))
     backups = commands.add_parser("backups", help="list the backups, and read each to its end")
     backups.set_defaults(run=lambda _: _backups())
     path = commands.add_parser("backup-path", help="print where a backup is, or their folder")
@@ -186,10 +189,9 @@ def _history() -> int:
             f"{f'  backup {entry.backup}' if entry.backup else ''}"
             f"{f'  FAILED: {entry.error}' if entry.error else ''}"
         )
+    moves = {record.Direction.UPGRADE, record.Direction.DOWNGRADE, record.Direction.STAMP}
     recorded = {
-        entry.revision
-        for entry in entries
-        if entry.error is None and entry.direction is not record.Direction.BACKUP
+        entry.revision for entry in entries if entry.error is None and entry.direction in moves
     }
     for revision in state.current:
         if revision not in recorded:
@@ -237,6 +239,27 @@ def _backup(given: str) -> int:
             return await connection.run_sync(take_and_record)
 
     print(asyncio.run(take()).path)
+    return 0
+
+
+def _rolled_out(version: str) -> int:
+    url = get_settings().migration_url
+    state = _state(url, Revisions.load())
+    event = record.Event(
+        revision="+".join(state.current), direction=record.Direction.ROLLOUT, code_version=version
+    )
+
+    def write(connection: Connection) -> None:
+        if record.exists(connection):
+            record.write(connection, event)
+        connection.commit()
+
+    async def run() -> None:
+        await refuse_transaction_pooler(url)
+        async with create_engine(url, poolclass=NullPool).connect() as connection:
+            await connection.run_sync(write)
+
+    asyncio.run(run())
     return 0
 
 

@@ -7,7 +7,7 @@ own, and autogenerate never sees it.
 import getpass
 import os
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -52,6 +52,11 @@ _SELECT = text(
 )
 
 
+def code_version() -> str:
+    """Return what code this is: `CODE_VERSION` (set it to the commit), or the project's version."""
+    return os.environ.get("CODE_VERSION") or load_project().version
+
+
 class Direction(StrEnum):
     """What a row tells of."""
 
@@ -59,19 +64,22 @@ class Direction(StrEnum):
     DOWNGRADE = "downgrade"
     STAMP = "stamp"
     BACKUP = "backup"
+    ROLLOUT = "rollout"
+    """Not of migrations, but of the code that began to run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """A revision that was applied, reverted or stamped, or failed to be; or a backup."""
+    """A revision that was applied, reverted or stamped, or failed to be; a backup; a roll-out."""
 
     revision: str
-    """Of a backup, the one that the database was at."""
+    """Of a backup or a roll-out, where the database was."""
     direction: Direction
-    seconds: float
+    seconds: float = 0.0
     backup: str | None = None
     error: str | None = None
     """Why it failed; None where it did not."""
+    code_version: str = field(default_factory=code_version)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +89,6 @@ class Entry(Event):
     started_at: datetime
     who: str
     host: str
-    code_version: str
 
 
 def write(connection: Connection, event: Event) -> None:
@@ -95,7 +102,6 @@ def write(connection: Connection, event: Event) -> None:
         **asdict(event),
         "who": _who(),
         "host": socket.gethostname(),
-        "code_version": code_version(),
     }
     connection.execute(_INSERT, values)
 
@@ -115,14 +121,15 @@ def read(connection: Connection) -> list[Entry]:
     ]
 
 
+def last_rollout(connection: Connection) -> str:
+    """Return the code that was rolled out last; empty where that is not known."""
+    rollouts = [item for item in read(connection) if item.direction is Direction.ROLLOUT]
+    return rollouts[-1].code_version if rollouts else ""
+
+
 def exists(connection: Connection) -> bool:
     """Return whether something was ever recorded in this database."""
     return bool(connection.execute(_COLUMNS, {"table": TABLE}).one().there)
-
-
-def code_version() -> str:
-    """Return what code this is: `CODE_VERSION` (set it to the commit), or the project's version."""
-    return os.environ.get("CODE_VERSION") or load_project().version
 
 
 def _who() -> str:

@@ -1,6 +1,7 @@
 """What state the schema is in: the one answer that status, readiness and metrics give."""
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import Iterable
@@ -20,6 +21,8 @@ from core.migrations.errors import describe_error, migration_errors
 from core.migrations.indexes import COUNT_INVALID
 from core.migrations.record import TABLE, Direction
 
+logger = logging.getLogger(__name__)
+
 _CREATE_DATE = re.compile(r"^Create Date: (\d{4}-\d\d-\d\d \d\d:\d\d)", re.MULTILINE)
 _UNDEFINED_TABLE = "42P01"
 _INSUFFICIENT_PRIVILEGE = "42501"
@@ -30,6 +33,7 @@ _READ_ALL = text(
     f"""
     WITH record AS (
         SELECT id, revision, direction, backup, extract(epoch FROM duration)::float8 AS seconds,
+               extract(epoch FROM started_at)::float8 AS started,
                extract(epoch FROM started_at + duration)::float8 AS ended,
                to_jsonb(history) ->> 'error' IS NOT NULL AS failed
         FROM {TABLE} history
@@ -43,8 +47,8 @@ _READ_ALL = text(
            last.ended AS last_ended, last.seconds AS last_seconds,
            (SELECT count(*) FROM record WHERE failed) AS failures,
            (SELECT max(ended) FROM record WHERE failed) AS failed_at,
-           (SELECT max(ended) FROM record
-            WHERE backup IS NOT NULL AND backup NOT LIKE '%.schema.dump') AS backed_up_at,
+           (SELECT min(started) FROM record WHERE backup NOT LIKE '%.schema.dump'
+            GROUP BY backup ORDER BY 1 DESC LIMIT 1) AS backed_up_at,
            ({COUNT_INVALID}) AS invalid_indexes
     FROM (SELECT) one LEFT JOIN last ON true
     """  # noqa: S608
@@ -210,6 +214,7 @@ class SchemaReader:
         self._answer: SchemaState | None = None
         self._answered = 0.0
         self._question: asyncio.Task[SchemaState] | None = None
+        self._said = False
 
     async def read(self) -> SchemaState:
         """Return the state. A database that can't be asked is a state, not an exception.
@@ -224,7 +229,7 @@ class SchemaReader:
         # Not asyncio.timeout: closing a connection to a server that hangs can itself take long.
         # The question is left behind, and an answer given.
         done, _ = await asyncio.wait({question}, timeout=self._deadline)
-        if not done:
+        if not done or question.cancelled():  # by another one, whose patience ended before
             question.cancel()
             answer = SchemaState.unreachable(f"no answer within {self._deadline} s")
         else:
@@ -253,6 +258,9 @@ class SchemaReader:
             if sqlstate not in {_UNDEFINED_TABLE, _INSUFFICIENT_PRIVILEGE}:
                 raise
             await connection.rollback()
+            if sqlstate == _INSUFFICIENT_PRIVILEGE and not self._said:
+                self._said = True
+                logger.warning("the record of migrations can't be read: %s", error.orig)
             return self._revisions.state(await connection.scalars(_READ_CURRENT))
         state = self._revisions.state(row.pop("current"))
         return replace(state, recorded=Recorded(**row))

@@ -14,6 +14,7 @@ from core.database_url import DatabaseURL
 from core.migrations.check.released import read_branch
 from core.migrations.config import SafetyOptions, make_config
 from core.migrations.errors import MigrationError, migration_errors
+from core.migrations.git import find_commit
 from core.migrations.plan.deployed import Models, read_models
 from core.migrations.plan.rehearsal import Confinement, Rehearsed, rehearse
 from core.migrations.plan.scratch import Scratch, scratch
@@ -25,6 +26,7 @@ from core.migrations.plan.verdicts import (
     judge,
     wrong_acknowledgements,
 )
+from core.migrations.record import last_rollout
 from core.migrations.state import Revisions, SchemaReader, State
 
 _SIZES = text(
@@ -43,6 +45,9 @@ _SIZES = text(
     GROUP BY 1
     """
 )
+
+
+RECORDED = "recorded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +104,10 @@ class Request:
     with_data: bool = False
     """Whether the rows are copied, too."""
     deployed: str = ""
-    """The branch or commit that runs now, whose models say what is used; else everything is."""
+    """The branch or commit that runs now, whose models say what is used; else everything is.
+
+    `RECORDED` is what was rolled out last, where the record has that, and it is a commit here.
+    """
     base: str = ""
     """A branch or commit: what this one adds to its revisions, whatever the database has."""
 
@@ -121,7 +129,6 @@ async def make_plan(live: DatabaseURL, options: SafetyOptions, request: Request)
         return await _plan_branch(live, request)
     start, with_data, deployed = request.start, request.with_data, request.deployed
     revisions = Revisions.load()
-    models = read_models(deployed, variable="DEPLOYED") if deployed else None
     engine = create_engine(live, poolclass=NullPool)
     state = await SchemaReader(engine, revisions).read()
     if state.state is State.UNREACHABLE:
@@ -132,6 +139,9 @@ async def make_plan(live: DatabaseURL, options: SafetyOptions, request: Request)
         return Plan(database=live.database, rehearsed_on="", current=state.current)
     async with engine.connect() as connection:
         tables = await connection.run_sync(_read_sizes)
+        if deployed == RECORDED:
+            deployed = _known(await connection.run_sync(last_rollout))
+    models = read_models(deployed, variable="DEPLOYED") if deployed else None
     async with scratch(live, state.current, with_data=with_data, empty=bool(start)) as copy:
         if start not in {"", "base"}:
             await bring_to(copy, start)
@@ -153,6 +163,13 @@ async def make_plan(live: DatabaseURL, options: SafetyOptions, request: Request)
         revisions=plan_revisions(rehearsed, revisions, sizes, models),
         tables={name: size for name, size in tables.items() if name in touched},
     )
+
+
+def _known(version: str) -> str:
+    """Return what was rolled out, if it is a commit here."""
+    with suppress(MigrationError):
+        return find_commit(version, variable="DEPLOYED") if version else ""
+    return ""
 
 
 async def _plan_branch(live: DatabaseURL, request: Request) -> Plan:
