@@ -264,27 +264,18 @@ def test_a_wrong_setting_ends_the_service_with_a_line(project: Project) -> None:
     assert [line.split(":")[0] for line in lines] == ["DATABASE_URL", "LOG_LEVEL"]
 
 
-def test_going_back_to_alembic_ini_by_the_steps_of_the_readme(project: Project) -> None:
+def test_alembic_ini_and_back_to_the_same_pyproject_toml(project: Project) -> None:
+    before = {name: project.read(name) for name in ("pyproject.toml", "migrations/env.py")}
+    shown = project.make("alembic-export", "DRY_RUN=1").stdout
+    assert "+[post_write_hooks]" in shown
+    assert not (project.path / "alembic.ini").exists()
     project.alembic("upgrade", "head")
-    readme = project.read("README.md")
-    steps = readme.partition("### Going back to alembic.ini")[2].partition("\n## ")[0]
-    block = re.search(r"```ini\n(.*?)```", steps, re.DOTALL)
-    assert block is not None
-    ini = "\n".join(line.removeprefix("   ") for line in block[1].splitlines())
-    project.write("alembic.ini", ini)
-    deleted = re.findall(r"`(\[+tool\.alembic[\w.]*\]+)`", steps.partition("2. Delete")[2])
-    assert deleted == [
-        "[tool.alembic]",
-        "[[tool.alembic.post_write_hooks]]",
-        "[tool.alembic.safety]",
-    ]
-    kept = deleted.pop()
-    tables = re.split(r"(?m)^(?=\[)", project.read("pyproject.toml"))[1:]
-    left = [table for table in tables if table.splitlines()[0] not in deleted]
-    assert len(left) == len(tables) - 3
-    assert any(table.startswith(kept) for table in left)
-    project.write("pyproject.toml", "".join(left))
-    assert set(tomllib.loads("".join(left))["tool"]["alembic"]) == {"safety"}
+    project.make("alembic-export")
+    left = tomllib.loads(project.read("pyproject.toml"))
+    assert set(left["tool"]["alembic"]) == {"safety"}
+    assert "# The project's own options" in project.read("pyproject.toml")
+    refused = project.make("alembic-export", expect=2).stderr
+    assert "there is nothing in [tool.alembic] to export" in refused
 
     project.write(
         "src/apps/orders/models.py",
@@ -312,6 +303,16 @@ def test_going_back_to_alembic_ini_by_the_steps_of_the_readme(project: Project) 
     tested = ["test_alembic_config", "test_commands", "test_errors_of_migrations", "test_state"]
     files = [f"tests/core/{name}.py" for name in tested]
     project.run("uv", "run", "pytest", "-q", "tests/test_migrations.py", *files)
+
+    said = project.make("alembic-import").stdout
+    assert "alembic.ini becomes alembic.ini.bak" in said
+    assert tomllib.loads(project.read("pyproject.toml")) == tomllib.loads(before["pyproject.toml"])
+    assert project.read("migrations/env.py") == before["migrations/env.py"]
+    project.alembic("check")
+    # What the service's own table does not know, is not let in.
+    project.write("alembic.ini", "[alembic]\nfile_template = %(rev)s\n")
+    refused = project.make("alembic-import", expect=2).stderr
+    assert "alembic.ini:2: file_template: %(rev)s refers to an option that is not there" in refused
 
 
 @pytest.fixture

@@ -1,0 +1,502 @@
+"""alembic.ini to `[tool.alembic]` and back: what public projects have, and what is told of the rest."""
+
+import os
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import alembic
+import pytest
+from tests.forks import Forks
+from tests.ini_corpus import CASES, FILE_CONFIG, LOGGING, MALFORMED, Case, env
+from tests.support import ROOT
+from tests.support import Project as Runner
+
+from core.migrations import ini
+
+TEMPLATES = Path(alembic.__file__).parent / "templates"
+REVISION = '''"""{message}"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "{revision}"
+down_revision = {down}
+branch_labels = None
+depends_on = None
+
+
+def upgrade({parameter}):
+    op.create_table("{revision}", sa.Column("id", sa.Integer, primary_key=True))
+    op.execute("INSERT INTO {revision} VALUES (1)")
+
+
+def downgrade({parameter}):
+    op.drop_table("{revision}")
+'''
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with Forks() as forks:
+        yield forks
+
+
+@pytest.fixture
+def fast(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run Alembic in forks, which cost a fortieth of a program's start."""
+
+    def run(
+        python: str, code: str, arguments: Sequence[str], folder: Path, variables: Mapping[str, str]
+    ) -> ini.Said:
+        return ini.Said(*forks.run(code, arguments, folder, variables))
+
+    monkeypatch.setattr(ini, "run_python", run)
+
+
+def make_project(root: Path, case: Case) -> Path:
+    """Write the project of a case; return its folder."""
+    root.mkdir(parents=True)
+    text = case.ini if case.ini.startswith("[") else f"[alembic]\n{case.ini}"
+    newline = "\r\n" if "\r\n" in text else "\n"
+    logging = LOGGING.replace("\n", newline) if case.logging else ""
+    (root / "alembic.ini").write_bytes((text + logging).encode())
+    location = root / case.location
+    location.mkdir(parents=True)
+    stock = TEMPLATES / (case.env if case.env.isidentifier() else "generic")
+    shutil.copy(stock / "script.py.mako", location)
+    env = (stock / "env.py").read_text("utf-8") if case.env.isidentifier() else case.env
+    (location / "env.py").write_bytes(env.encode())
+    folders = [root / folder for folder in case.versions or [f"{case.location}/versions"]]
+    down = None
+    for number in range(3):
+        folder = folders[number % len(folders)]
+        folder.mkdir(parents=True, exist_ok=True)
+        revision = f"r{number + 1}"
+        parameter = "engine_name" if case.env == "multidb" else ""
+        (folder / f"{revision}.py").write_text(
+            REVISION.format(
+                message=f"Make {revision}", revision=revision, down=repr(down), parameter=parameter
+            )
+        )
+        down = revision
+    for name, content in case.files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content.encode())
+    return root
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Return every file of a project."""
+    files = [path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+def run(*arguments: str) -> int:
+    return ini.main([arguments[0], "--python", sys.executable, *arguments[1:]])
+
+
+def table(root: Path) -> dict[str, object]:
+    found = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["tool"]["alembic"]
+    assert isinstance(found, dict)
+    return found
+
+
+Project = Callable[[Case], Path]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Write a case's project, and go there."""
+
+    def write(case: Case) -> Path:
+        root = make_project(tmp_path / "project", case)
+        monkeypatch.chdir(root)
+        monkeypatch.delenv("DATABASE_URL", raising=False)
+        return root
+
+    return write
+
+
+def test_the_corpus_is_large_enough() -> None:
+    assert len({case.name for case in CASES}) == len(CASES)
+    assert len(CASES) >= 60
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_real_ini_moves_goes_back_and_moves_again(
+    case: Case,
+    project: Project,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = project(case)
+    before = contents(root)
+
+    assert run("import", *case.arguments) == 0, capsys.readouterr()
+    said = capsys.readouterr().out
+    after = contents(root)
+    assert after.pop("alembic.ini.bak") == before["alembic.ini"]
+    assert "alembic.ini" not in after
+    imported = table(root)
+    assert {key: imported[key] for key in imported if key != "logging"} == case.table
+    for words in case.says:
+        assert words in said
+    newline = b"\r\n" if "\r\n" in case.env else b"\n"
+    assert after[f"{case.location}/env.py"].count(b"\n") == after[f"{case.location}/env.py"].count(
+        newline
+    )
+    for secret in case.never:
+        assert secret not in said
+        assert not [
+            name for name, text in after.items() if secret.encode() in text and name not in before
+        ]
+        assert secret.encode() not in after["pyproject.toml"]
+    # What stood in pyproject.toml stands there still, line by line.
+    kept = [line for line in before.get("pyproject.toml", b"").splitlines() if b"=" not in line]
+    if "pyproject-hooks" not in case.name:
+        assert set(kept) <= set(after["pyproject.toml"].splitlines())
+
+    # Back: the URL stays in the environment, env.py is as it was, and Alembic reads the same.
+    assert run("export") == 0, capsys.readouterr()
+    exported = contents(root)
+    assert exported[f"{case.location}/env.py"] == after[f"{case.location}/env.py"]
+    assert case.never[0].encode() not in exported["alembic.ini"]
+    # And again: nothing is left to change but the two files.
+    assert run("import") == 0, capsys.readouterr()
+    again = contents(root)
+    assert table(root) == imported
+    assert again[f"{case.location}/env.py"] == after[f"{case.location}/env.py"]
+    assert ini.write_ini(imported, "pyproject.toml").encode() == exported["alembic.ini"]
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize(
+    ("text", "says"), [pytest.param(*rest, id=name) for name, *rest in MALFORMED]
+)
+def test_a_malformed_ini_is_refused_by_file_and_line(
+    text: str, says: str, project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = project(Case("malformed", text or "[", {}, logging=False))
+    (root / "alembic.ini").write_text(text, "utf-8")
+    before = contents(root)
+    assert run("import") == 1
+    shown = capsys.readouterr()
+    assert says in shown.err
+    assert shown.err.endswith("\nNothing was changed.\n")
+    assert len(shown.err.splitlines()) == 2
+    assert "s3cret" not in shown.err
+    assert contents(root) == before
+
+
+GENERIC = CASES[0]
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_dry_run_shows_the_diff_and_changes_nothing(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = project(GENERIC)
+    before = contents(root)
+    assert run("import", "--dry-run") == 0
+    shown = capsys.readouterr().out
+    for line in (
+        "+++ b/pyproject.toml",
+        "+[tool.alembic]",
+        "+++ b/migrations/env.py",
+        "+import os",
+    ):
+        assert line in shown.splitlines()
+    assert shown.endswith("Nothing was changed: --dry-run.\n")
+    assert contents(root) == before
+
+
+@pytest.mark.usefixtures("fast")
+def test_what_goes_on_otherwise_is_not_done(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Reads the file by itself: no one can see that in env.py but by running it.
+    head = f'{FILE_CONFIG}prefix = open("alembic.ini").read().partition("# ")[2][:4]\n'
+    url = '"postgresql://a@b/c" if prefix else ""'
+    root = project(Case("own-reader", f"# mine\n{GENERIC.ini}", {}, env=env(head, url=url)))
+    before = contents(root)
+    assert run("import") == 1
+    error = capsys.readouterr().err
+    assert "alembic upgrade base:heads --sql is not the same after the change" in error
+    assert "No such file or directory: 'alembic.ini'" in error
+    assert contents(root) == before
+
+
+@pytest.mark.usefixtures("fast")
+def test_other_sql_is_not_accepted(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    head = f'{FILE_CONFIG}url = "sqlite://" if os.path.exists("alembic.ini") else "mysql://"\n'
+    root = project(Case("other-dialect", GENERIC.ini, {}, env=env(head, url="url")))
+    before = contents(root)
+    assert run("import") == 1
+    error = capsys.readouterr().err
+    assert "-    id INTEGER NOT NULL," in error
+    assert "+    id INTEGER NOT NULL AUTO_INCREMENT," in error
+    assert contents(root) == before
+
+
+@pytest.mark.usefixtures("fast")
+def test_sql_that_is_never_the_same_is_compared_without_its_numbers(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = project(GENERIC)
+    file = root / "migrations" / "versions" / "r3.py"
+    file.write_text(
+        file.read_text()
+        .replace('VALUES (1)"', "VALUES ('{uuid.uuid4()}')\"")
+        .replace('op.execute("', 'import uuid\n    op.execute(f"')
+    )
+    assert run("import") == 0, capsys.readouterr()
+    assert "differs from run to run; numbers were not compared" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_project_that_can_t_be_written_is_put_back(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = project(GENERIC)
+    before = contents(root)
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.is_relative_to(root):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    assert run("import") == 130
+    assert contents(root) == before
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_configuration_that_works_no_longer_is_left_alone(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = project(GENERIC)
+    (root / "migrations" / "versions" / "r2.py").unlink()
+    before = contents(root)
+    assert run("import") == 1
+    assert "alembic heads fails before any change: KeyError: 'r2'" in capsys.readouterr().err
+    assert contents(root) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("pyproject.toml", "[project]\nname = x\n", "pyproject.toml:2: not valid TOML"),
+        (
+            "pyproject.toml",
+            "tool.alembic.timezone = 'UTC'\n",
+            "is not written as a table of its own",
+        ),
+        ("pyproject.toml", "[tool]\nalembic = {}\n", "is not written as a table of its own"),
+        (
+            "pyproject.toml",
+            "[tool]\nalembic = 1\n",
+            "pyproject.toml: tool.alembic: expected a table",
+        ),
+        ("migrations/env.py", "import os\nif:\n", "migrations/env.py:2: invalid syntax"),
+        (
+            "migrations/env.py",
+            "from alembic import context\nif 1: fileConfig(context.config.config_file_name)\n",
+            "migrations/env.py:2: fileConfig stands in a longer line; give it one of its own",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("fast")
+def test_other_files_that_can_t_be_read_are_named(
+    file: str,
+    text: str,
+    says: str,
+    project: Project,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = project(GENERIC)
+    (root / file).write_text(text)
+    before = contents(root)
+    assert run("import") == 1
+    assert says in capsys.readouterr().err
+    assert contents(root) == before
+
+
+HOOK = '[[tool.alembic.post_write_hooks]]\nname = "{}"\ntype = "exec"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[tool.alembic.safety]\na = 1\n", "there is nothing in [tool.alembic] to export"),
+        ("[tool.x]\na = 1\n", "there is nothing in [tool.alembic] to export"),
+        ("[tool.alembic]\nmine = ['a']\n", "[tool.alembic]: mine: an ini has no lists"),
+        ("[tool.alembic]\ntimezone = ' UTC'\n", "timezone: an ini can't hold ' UTC'"),
+        (HOOK.format("ruff") * 2, "the name 'ruff' must stand once there"),
+        (HOOK.format("Ruff"), "the name 'Ruff' must stand once there, in lower case"),
+    ],
+)
+@pytest.mark.usefixtures("fast")
+def test_what_an_ini_can_t_hold_is_not_exported(
+    text: str, says: str, project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = project(GENERIC)
+    (root / "alembic.ini").unlink()
+    (root / "pyproject.toml").write_text(text)
+    before = contents(root)
+    assert run("export") == 1
+    assert says in capsys.readouterr().err
+    assert contents(root) == before
+
+
+@pytest.mark.usefixtures("fast")
+def test_an_ini_that_is_there_is_not_written_over(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = project(GENERIC)
+    (root / "pyproject.toml").write_text("[tool.alembic]\ntimezone = 'UTC'\n")
+    assert run("export") == 1
+    assert (
+        "alembic.ini exists, and what it says goes before [tool.alembic]" in capsys.readouterr().err
+    )
+
+
+def test_no_alembic_and_an_old_one_are_said(
+    project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = project(GENERIC)
+    before = contents(root)
+    assert ini.main(["import", "--python", "no-such-python"]) == 1
+    assert "no Alembic found in no-such-python; name the project's" in capsys.readouterr().err
+    monkeypatch.setattr(ini, "run_python", lambda *_: ini.Said(0, "1.13.1\n", ""))
+    assert run("import") == 1
+    assert "has Alembic 1.13.1; [tool.alembic] needs 1.16.5 or later" in capsys.readouterr().err
+    assert contents(root) == before
+
+
+@pytest.mark.parametrize("run_from", ["the root", "its own folder"])
+@pytest.mark.usefixtures("fast")
+def test_an_ini_below_pyproject_toml_keeps_its_folder(
+    run_from: str, project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As in repositories whose backend is one folder of several.
+    prefix = "db/" if run_from == "the root" else ""
+    text = f"script_location = {prefix}migrations\nprepend_sys_path = .\nsqlalchemy.url = sqlite:///%(here)s/a.db\n"
+    text += "[post_write_hooks]\nhooks = a\na.type = exec\na.executable = %(here)s/run\n"
+    root = project(Case("below", text, {}, location="db/migrations"))
+    (root / "alembic.ini").rename(root / "db" / "alembic.ini")
+    (root / "pyproject.toml").write_text("[project]\nname = 'x'\nversion = '1'\n")
+    assert run("import", "db/alembic.ini") == 0, capsys.readouterr()
+    own = run_from == "its own folder"
+    assert table(root)["script_location"] == ("%(here)s/db/migrations" if own else "db/migrations")
+    assert table(root)["prepend_sys_path"] == ["%(here)s/db" if own else "."]
+    [hook] = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["alembic"][
+        "post_write_hooks"
+    ]
+    assert hook["executable"] == "%(here)s/db/run"
+    said = capsys.readouterr().out
+    assert f"set DATABASE_URL=sqlite:///{root}/db/a.db" in said
+    assert (f"run Alembic in {root}, not in {root}/db" in said) == own
+
+
+@pytest.mark.usefixtures("fast")
+def test_revisions_beside_the_project_s_folder_are_found(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "script_location = migrations\npath_separator = newline\nversion_locations =\n  ../plugin\n  migrations/versions\n"
+    root = project(Case("beside", text, {}, versions=("migrations/versions", "../plugin")))
+    (root.parent / ".git").mkdir()
+    assert run("import") == 0, capsys.readouterr()
+    assert table(root)["version_locations"] == ["../plugin", "migrations/versions"]
+
+
+@pytest.mark.usefixtures("fast")
+def test_what_else_names_the_file_is_told(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {
+        "tests/conftest.py": '\nconfig = Config("alembic.ini")\n',
+        "run.sh": "alembic -c my-alembic.ini\n",
+    }
+    project(Case("mentions", GENERIC.ini, {}, files=files))
+    assert run("import") == 0
+    said = capsys.readouterr().out
+    assert "tests/conftest.py:2 still names alembic.ini" in said
+    assert "run.sh" not in said
+
+
+@pytest.mark.usefixtures("fast")
+def test_what_no_sql_shows_goes_on_too_a_connection_with_the_section_s_options(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The section was there without a URL, for env.py to put one in, and with an option of engines.
+    head = f"{FILE_CONFIG}section = config.get_section(config.config_ini_section)\n"
+    head += 'section["sqlalchemy.url"] = "sqlite:///app.db"\n'
+    text = "script_location = migrations\nsqlalchemy.echo = true\n"
+    engine = 'engine_from_config(section, prefix="sqlalchemy.")'
+    root = project(Case("section", text, {}, env=env(head, url='"sqlite://"', engine=engine)))
+    assert run("import") == 0, capsys.readouterr()
+    said = ini.run_python(
+        sys.executable,
+        "from alembic.config import main; main()",
+        ["upgrade", "head"],
+        root,
+        os.environ,
+    )
+    assert said.code == 0, said
+    assert (root / "app.db").exists()
+    assert "CREATE TABLE r1" in said.out + said.error
+
+
+@pytest.mark.parametrize("kind", ["generic", "async", "multidb", "pyproject"])
+def test_each_stock_kind_goes_on_for_real(kind: str, tmp_path: Path) -> None:
+    root = Runner(tmp_path)
+    root.environment["DATABASE_URL"] = "sqlite:///app.db"
+    root.environment |= {f"ENGINE{n}_DATABASE_URL": f"sqlite:///{n}.db" for n in (1, 2)}
+    python = [sys.executable, "-m", "alembic"]
+    root.run(*python, "init", "-t", kind, "migrations")
+    text = root.read("alembic.ini").replace(
+        "driver://user:pass@localhost/dbname2", "sqlite:///2.db"
+    )
+    text = text.replace("driver://user:pass@localhost/dbname", "sqlite:///1.db")
+    hook = "hooks = copy\ncopy.type = exec\ncopy.executable = cp\ncopy.options = REVISION_SCRIPT_FILENAME copied.py\n"
+    root.write("alembic.ini", text.replace("[post_write_hooks]\n", f"[post_write_hooks]\n{hook}"))
+    root.run(*python, "revision", "-m", "One")
+    before = root.run(*python, "upgrade", "head", expect=None)
+    shutil.rmtree(root.path / "copied.py", ignore_errors=True)
+    for database in root.path.glob("*.db"):
+        database.unlink()
+
+    # By its inline metadata, as in a project that was not rendered.
+    tool = ROOT / "template" / "src" / "core" / "migrations" / "ini.py"
+    done = root.run("uv", "run", "--quiet", str(tool), "import", "--python", sys.executable)
+    assert "alembic.ini becomes alembic.ini.bak" in done.stdout
+    assert not (root.path / "alembic.ini").exists()
+    after = root.run(*python, "upgrade", "head", expect=None)
+    # sqlite3 is no driver for asyncio: it goes on failing, and in the same way.
+    assert after.returncode == before.returncode == ("async" in kind)
+    assert after.stderr.splitlines()[-1] == before.stderr.splitlines()[-1]
+    assert ("INFO  [alembic.runtime.migration] Running upgrade  -> " in after.stderr) == (
+        "async" not in kind
+    )
+    (root.path / "copied.py").unlink(missing_ok=True)
+    root.run(*python, "revision", "-m", "Two")
+    assert (root.path / "copied.py").exists() == (not kind.startswith("pyproject"))
+    if kind == "generic":
+        # A program's own URL goes first, as it did: tests migrate the database they name.
+        code = (
+            "from alembic import command\nfrom alembic.config import Config\n"
+            'config = Config(toml_file="pyproject.toml")\n'
+            'config.set_main_option("sqlalchemy.url", "sqlite:///other.db")\n'
+            'command.upgrade(config, "head")'
+        )
+        (root.path / "app.db").unlink()
+        root.run(sys.executable, "-c", code)
+        assert (root.path / "other.db").exists()
+        assert not (root.path / "app.db").exists()
+        unset = root.run(*python, "upgrade", "head", expect=1, env={"DATABASE_URL": ""})
+        assert "Could not parse SQLAlchemy URL" in unset.stderr
