@@ -103,7 +103,10 @@ def test_the_versions_reach_the_image_and_ci(template: Path, tmp_path: Path, ver
     assert gitlab[".postgres"]["services"][0]["name"] == f"postgres:{version}"
     assert gitlab["default"]["image"] == "python:3.12"
     assert gitlab["variables"]["UV_PYTHON"] == "3.12"
-    assert "FROM python:3.12-slim" in project.read("Dockerfile")
+    assert "\nARG PYTHON_IMAGE=python:3.12-slim\n" in project.read("Dockerfile")
+    assert f"install -y --no-install-recommends postgresql-client-{version} " in project.read(
+        "Dockerfile"
+    )
     assert project.make("-s", "versions").stdout.split() == ["python=3.12", f"postgres={version}"]
 
 

@@ -5,8 +5,8 @@ import uuid
 from datetime import datetime
 from typing import ClassVar
 
-from sqlalchemy import DateTime, MetaData, func
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import DateTime, MetaData, Table, func
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, registry
 
 from core.apps import import_app_modules
 
@@ -48,11 +48,22 @@ class TimestampMixin:
     )
 
 
-def import_models() -> MetaData:
+def import_models() -> list[MetaData]:
     """Import `models.py` or `models/` of every app; return the metadata of all their tables.
+
+    It is that of `Base`, and of each base, class or table besides that a module has: models may
+    come from elsewhere, and need not be made of `Base`.
 
     Raises:
         AppImportError: one of them fails to import; it names the file.
     """
-    import_app_modules("models")
-    return Base.metadata
+    modules = import_app_modules("models")
+    values = (_metadata(value) for module in modules for value in vars(module).values())
+    return list(dict.fromkeys([Base.metadata, *filter(None, values)]))
+
+
+def _metadata(value: object) -> MetaData | None:
+    """Return the metadata of a mapped class, a base, a registry or a table."""
+    if isinstance(value, type | Table | registry):
+        value = getattr(getattr(value, "__table__", value), "metadata", None)
+    return value if isinstance(value, MetaData) else None

@@ -115,9 +115,31 @@ def test_comments_and_the_format_of_released_revisions_may_change(
     first = committed.folder / "20260101_0000_a1_test.py"
     first.write_text(first.read_text().replace("pass", "pass  # nothing"))
     assert line(command("check", "--base=main")[1], "released") == "ok"
+    annotated = first.read_text().replace("down_revision =", "down_revision: str | None =")
+    imports = "from typing import Union\nimport sqlalchemy as sa"
+    first.write_text(annotated.replace("import sqlalchemy as sa", imports))
+    assert line(command("check", "--base=main")[1], "released") == "ok"
     first.unlink()
     _, said = command("check", "--base=main")
     assert "is deleted, and was released in main" in said
+
+
+@needs_git
+def test_released_revisions_keep_their_names_wherever_they_were(
+    project: Project, command: Command
+) -> None:
+    released = project.folder / "old" / "versions" / "a1.py"
+    released.parent.mkdir(parents=True)
+    project.write("a1")
+    (project.folder / "a1.py").rename(released)
+    git(project, "init", "--quiet", "--initial-branch=main")
+    commit(project)
+    released.rename(project.folder / "a1.py")
+    add(project, "b2", "a1")
+    code, said = command("check", "--base=main")
+    assert code == 0, said
+    assert "1 revision in main" in said
+    assert "1 new revision after a1" in said
 
 
 def test_what_can_t_be_imported_is_named_and_the_rest_is_skipped(

@@ -19,7 +19,7 @@ from core.config import get_settings
 from core.database import create_engine
 from core.migrations import record
 from core.migrations.lock import lock_key
-from core.project import ROOT
+from core.project import ROOT, load_project
 
 HELD = """
     SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
@@ -211,7 +211,7 @@ def test_a_revision_s_own_timeouts_are_its_own(
     show = "print('lock_timeout', op.get_bind().exec_driver_sql('SHOW lock_timeout').scalar())"
     project.write("a1", None, show, module="lock_timeout = '7s'\nstatement_timeout = '1min'")
     project.write("b2", "a1", show)
-    project.run("upgrade", "head")
+    project.run("upgrade", "head", lock_timeout="2s")
     assert capfd.readouterr().out.splitlines() == ["lock_timeout 7s", "lock_timeout 2s"]
 
 
@@ -336,7 +336,7 @@ def test_the_record_says_what_was_done(project: Project) -> None:
     row = one(project, "SELECT to_jsonb(h) FROM alembic_version_history h LIMIT 1")
     assert row["who"]
     assert row["host"]
-    assert row["code_version"] == "0.1.0"
+    assert row["code_version"] == load_project().version
 
 
 def test_a_failure_is_recorded_with_its_reason(project: Project) -> None:

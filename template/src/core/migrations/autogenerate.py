@@ -95,9 +95,10 @@ def comparison_options(
 
 
 class _Comparison:
-    def __init__(self, connection: Connection, metadata: MetaData) -> None:
+    def __init__(self, connection: Connection, metadata: list[MetaData]) -> None:
         self.metadata = metadata
-        self.schemas = {table.schema for table in metadata.tables.values()}
+        self._tables = {name: table for part in metadata for name, table in part.tables.items()}
+        self.schemas = {table.schema for table in self._tables.values()}
         self._connection = connection
 
     @cached_property
@@ -115,7 +116,7 @@ class _Comparison:
             return name is None or name in self.schemas
         if kind == "table" and name in {record.TABLE, batches.TABLE}:
             return False
-        if kind != "table" or parents["schema_qualified_table_name"] in self.metadata.tables:
+        if kind != "table" or parents["schema_qualified_table_name"] in self._tables:
             return True
         schema = parents["schema_name"] or self._connection.dialect.default_schema_name
         return (schema, name) not in self._foreign

@@ -169,7 +169,7 @@ class _Gate:
         template = ScriptDirectory.from_config(make_config()).file_template
         problems = [
             f"{file.path}: is not called as file_template says ({template}.py)"
-            for file in self._files
+            for file in (self._new(self._branch) if self._branch else self._files)
             if not _pattern(template, file.revision).fullmatch(file.path.stem)
         ]
         return template, problems

@@ -29,7 +29,8 @@ class RevisionFile:
     revision: str
     parents: tuple[str, ...]
     digest: str
-    """Of its code: comments, the message and the format may change."""
+    """Of what its code does: comments, the message, the format, annotations and the order of
+    imports may change."""
 
     @classmethod
     def parse(cls, path: Path, source: str) -> "RevisionFile | None":
@@ -42,14 +43,43 @@ class RevisionFile:
         revision, parents = values.get("revision"), values.get("down_revision")
         if not isinstance(revision, str) or "down_revision" not in values:
             return None
-        if ast.get_docstring(module) is not None:
-            module.body = module.body[1:]
         return cls(
             path=path,
             revision=revision,
             parents=(parents,) if isinstance(parents, str) else tuple(parents or ()),
-            digest=hashlib.sha256(ast.dump(module).encode()).hexdigest(),
+            digest=hashlib.sha256(_describe(module).encode()).hexdigest(),
         )
+
+
+# A linter moves what annotations need from one to the other, and drops it.
+_FOR_ANNOTATIONS = {"collections.abc", "typing"}
+
+
+class _WithoutAnnotations(ast.NodeTransformer):
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt:
+        value = node.value
+        return ast.Assign(targets=[node.target], value=value) if value else ast.Pass()
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = None
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom | None:
+        return None if node.module in _FOR_ANNOTATIONS else node
+
+
+def _describe(module: ast.Module) -> str:
+    """Return what a revision's code does, as text; the module is changed by it."""
+    if ast.get_docstring(module) is not None:
+        module.body = module.body[1:]
+    body = _WithoutAnnotations().visit(module).body
+    imports = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    others = [node for node in body if node not in imports]
+    return "\n".join([*sorted(map(ast.dump, imports)), *map(ast.dump, others)])
 
 
 def _assigned(module: ast.Module) -> Iterator[tuple[str, Any, ast.expr]]:
@@ -187,6 +217,10 @@ def _read(commit: str) -> dict[str, RevisionFile]:
     # git knows paths from its own top; in the archive they are relative to the current folder.
     folders = [folder.as_posix() for folder in revision_folders()]
     there = [name for name in folders if git("ls-tree", commit, "--", f"{name}/", folder=ROOT)]
+    if not there:
+        # Before it was made from the template, the project had them in another folder.
+        paths = git("ls-tree", "-r", "--name-only", commit, folder=ROOT).splitlines()
+        there = [path for path in paths if re.search(r"(^|/)versions/[^/\"]+\.py$", path)]
     if not there:
         return {}
     files = {}

@@ -15,11 +15,14 @@ from core.migrations.git import find_commit, git, open_archive
 Models = Mapping[str, frozenset[str]]
 """Tables, with their schema where that is not public, and the columns that they have."""
 
-_PRINT = (
-    "import json; from core.models import import_models; "
-    "print(json.dumps({table.fullname: [column.name for column in table.columns]"
-    " for table in import_models().tables.values()}))"
-)
+# Of an older commit, import_models() may return one metadata.
+_PRINT = """
+import json
+from core.models import import_models
+found = import_models()
+tables = [t for m in (found if isinstance(found, list) else [found]) for t in m.tables.values()]
+print(json.dumps({table.fullname: [column.name for column in table.columns] for table in tables}))
+"""
 
 
 def read_models(name: str, *, variable: str) -> Models:
@@ -34,8 +37,8 @@ def read_models(name: str, *, variable: str) -> Models:
     """
     commit = find_commit(name, variable=variable)
     with tempfile.TemporaryDirectory() as folder:
-        # In a repository of several projects, this one may be new.
-        if not git("ls-tree", commit, "--", "src/"):
+        # In a repository that had another project before, or has several, this one may be new.
+        if not git("ls-tree", commit, "--", "src/core/models.py"):
             return {}
         try:
             with open_archive(commit, ["src", "pyproject.toml"]) as archive:
