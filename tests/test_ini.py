@@ -9,6 +9,7 @@ from pathlib import Path
 
 import alembic
 import pytest
+from tests.conftest import Render
 from tests.forks import Forks
 from tests.ini_corpus import CASES, FILE_CONFIG, LOGGING, MALFORMED, Case, env
 from tests.support import ROOT
@@ -500,3 +501,17 @@ def test_each_stock_kind_goes_on_for_real(kind: str, tmp_path: Path) -> None:
         assert not (root.path / "app.db").exists()
         unset = root.run(*python, "upgrade", "head", expect=1, env={"DATABASE_URL": ""})
         assert "Could not parse SQLAlchemy URL" in unset.stderr
+
+
+def test_in_a_rendered_project_a_stock_ini_is_taken_at_its_word(render: Render) -> None:
+    project = render()
+    before = tomllib.loads(project.read("pyproject.toml"))["tool"]["alembic"]
+    ini = "[alembic]\nscript_location = %(here)s/migrations\nprepend_sys_path = src\n[post_write_hooks]\n"
+    project.write("alembic.ini", ini)
+    done = project.make("alembic-import")
+    assert "alembic.ini:4: there are no hooks" in done.stdout + done.stderr
+    after = tomllib.loads(project.read("pyproject.toml"))["tool"]["alembic"]
+    assert ("post_write_hooks" in before, "post_write_hooks" in after) == (True, False)
+    assert after["safety"] == before["safety"]
+    assert not (project.path / "alembic.ini").exists()
+    assert "3f1c9b7d5a20 (head)" in project.alembic("heads").stdout

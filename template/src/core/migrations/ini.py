@@ -563,14 +563,7 @@ def edit_pyproject(text: str, config: Config | None, shown: str) -> str:
         if not wanted["tool"]:
             del wanted["tool"]
     else:
-        table = wanted.setdefault("tool", {}).setdefault("alembic", {})
-        table.update(config.options)
-        if config.hooks is not None:
-            table["post_write_hooks"] = config.hooks
-        if config.logging:
-            table["logging"] = config.logging
-        for section, options in config.sections.items():
-            table.setdefault("sections", {})[section] = options
+        _merge(wanted.setdefault("tool", {}).setdefault("alembic", {}), config)
     windows = "\r\n" in text and "\n" not in text.replace("\r\n", "")
     chunks = _chunks(text.replace("\r\n", "\n") if windows else text)
     new = _rebuild(chunks, config, tables)
@@ -584,6 +577,18 @@ def edit_pyproject(text: str, config: Config | None, shown: str) -> str:
             "[tool.alembic] and [[tool.alembic.post_write_hooks]], and run this again"
         )
     return new.replace("\n", "\r\n") if windows else new
+
+
+def _merge(table: Table, config: Config) -> None:
+    table.update(config.options)
+    if config.hooks:
+        table["post_write_hooks"] = config.hooks
+    elif config.hooks is not None:
+        table.pop("post_write_hooks", None)
+    if config.logging:
+        table["logging"] = config.logging
+    for section, options in config.sections.items():
+        table.setdefault("sections", {})[section] = options
 
 
 def _ours(table: Table) -> list[str]:
@@ -1058,6 +1063,11 @@ def import_ini(given: argparse.Namespace) -> list[str]:
     reader = Reader(ini, given.name, root, run_from, notes)
     env = read_env(folder, str((folder / "env.py").relative_to(root))) if folder else None
     config = _configure(reader, env, given.url_variable)
+    if config.hooks == [] and "post_write_hooks" in present:
+        notes.append(
+            f"{ini.at('post_write_hooks')}: there are no hooks, and those of {pyproject.name} did not "
+            "run beside that: they are removed"
+        )
     change = Change(root, {**present, **config.options})
     if env and folder:
         new = EnvEditor(env, config, notes).edit()
@@ -1136,8 +1146,6 @@ def _configure(reader: Reader, env: Env | None, url_variable: str) -> Config:
     """Return what the ini says; of what is not Alembic's own, what env.py reads."""
     ini, main, notes = reader.ini, reader.main, reader.notes
     config = Config(options=reader.options(), hooks=reader.hooks())
-    if config.hooks == []:
-        config.hooks = None
     for option in ini.options(main):
         if option not in _OWN:
             _own_option(reader, env, config, option, url_variable)
