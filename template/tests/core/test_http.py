@@ -223,7 +223,10 @@ async def test_a_statement_that_takes_too_long_is_503_and_cancelled(
         sleep = {"statement": "SELECT pg_sleep(60)"}
         with caplog.at_level(logging.WARNING):
             response = await client.get("/test/sql", params=sleep)
-        running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'"
+        running = (
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'"
+            " AND state = 'active' AND datname = current_database()"
+        )
         assert postgresql.execute(running).fetchall() == [(0,)]
         assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
         assert response.json()["detail"] == "the database did not answer in time"
