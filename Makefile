@@ -20,7 +20,7 @@ demo: $(OWN_UV) ## Render a project into demo/, migrate, serve and ask it
 
 test: $(OWN_UV) ## Run the template's test suite
 	@$(UV) sync --quiet
-	@.venv/bin/python -m pytest -v -n auto --dist loadgroup $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest -v -n auto $(PYTEST_ARGS)
 
 check: $(OWN_UV) ## Check format, lint and types
 	@$(UV) sync --quiet

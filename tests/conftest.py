@@ -10,6 +10,7 @@ import pytest
 from psycopg.rows import TupleRow
 from pytest_postgresql import factories
 from tests.support import ROOT, Project, copy
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from core import embedded_postgres
 from core.database_url import DatabaseURL
@@ -18,6 +19,19 @@ Render = Callable[..., Project]
 
 _noproc = factories.postgresql_noproc(dbname="test")
 postgresql = factories.postgresql("postgresql_noproc")
+
+
+class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Deals out tests one by one, but for those that share what takes long to make."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if file.endswith("test_containers.py") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    # Not --dist loadgroup: on pytest 9.2 the marks that it looks for have no effect.
+    return _Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,7 @@ IMAGE = "localhost/shop:tested"
 # A version that is not the newest, so that it can only come from the lock file.
 LOCKED = ("structlog", "25.4.0")
 
-# One base and one image serve all of these: they run in one process.
-in_one_process = pytest.mark.xdist_group("containers")
+# One base and one image serve all of these: tests/conftest.py keeps them in one process.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +103,6 @@ for folder in sys.argv[1:]:
 """
 
 
-@in_one_process
 def test_the_image_holds_what_the_service_needs_and_no_more(
     built: Built, container: containers.Container
 ) -> None:
@@ -135,7 +133,6 @@ def test_the_image_holds_what_the_service_needs_and_no_more(
     assert {"fastapi", "alembic"} <= set(installed)
 
 
-@in_one_process
 def test_the_image_has_the_locked_versions_and_the_chosen_pg_dump(
     built: Built, container: containers.Container
 ) -> None:
@@ -146,7 +143,6 @@ def test_the_image_has_the_locked_versions_and_the_chosen_pg_dump(
     assert f"(PostgreSQL) {built.postgres}." in dump
 
 
-@in_one_process
 def test_nothing_in_the_image_is_compiled_at_the_start(container: containers.Container) -> None:
     folders = ("src", "migrations", ".venv/lib")
     said = container.run("python", "-c", COMPILED, *folders).stdout.splitlines()
@@ -154,7 +150,6 @@ def test_nothing_in_the_image_is_compiled_at_the_start(container: containers.Con
     assert set(said) == {"compiled"}
 
 
-@in_one_process
 def test_the_image_runs_as_a_user_by_number_who_may_write_backups_alone(
     built: Built, container: containers.Container
 ) -> None:
@@ -169,7 +164,6 @@ def test_the_image_runs_as_a_user_by_number_who_may_write_backups_alone(
     assert own == {"/backups", "/tmp", "/var/tmp", "/run/lock"}  # noqa: S108
 
 
-@in_one_process
 def test_the_image_says_what_it_is(built: Built) -> None:
     labels = built.config["Labels"]
     assert labels["org.opencontainers.image.title"] == "shop"
@@ -177,7 +171,6 @@ def test_the_image_says_what_it_is(built: Built) -> None:
     assert f"CODE_VERSION={built.commit}" in built.config["Env"]
 
 
-@in_one_process
 def test_a_lock_file_that_does_not_fit_ends_the_build(built: Built, tmp_path: Path) -> None:
     project = built.project
     before = project.read("pyproject.toml")
@@ -189,7 +182,6 @@ def test_a_lock_file_that_does_not_fit_ends_the_build(built: Built, tmp_path: Pa
     assert "stale" not in built.store.run("images").stdout
 
 
-@in_one_process
 def test_without_a_lock_file_and_with_an_extra_it_is_built_too(
     template: Path, store: containers.Store, postgres_version: int, tmp_path: Path
 ) -> None:
@@ -251,7 +243,6 @@ def wait(until: Callable[[], bool], running: containers.Running) -> None:
     pytest.fail(running.log.read_text())
 
 
-@in_one_process
 def test_the_image_migrates_with_a_backup_in_prod(
     built: Built, container: containers.Container, shop: Database
 ) -> None:
@@ -271,7 +262,6 @@ def test_the_image_migrates_with_a_backup_in_prod(
     backup.unlink()
 
 
-@in_one_process
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_the_image_serves_says_how_it_is_and_ends_what_it_began_on_sigterm(
     container: containers.Container, shop: Database, tmp_path: Path, workers: str
