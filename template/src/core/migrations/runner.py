@@ -244,7 +244,7 @@ class _Run:
                 direction=_direction(info),
                 seconds=time.monotonic() - self._started,
                 backup=self._backup,
-                error=describe_error(error).splitlines()[0][:_LONGEST_ERROR],
+                error=describe_error(error).partition("\n")[0][:_LONGEST_ERROR],
             )
             record.write(self.connection, failure)
             self.connection.commit()
