@@ -33,9 +33,9 @@ format: $(OWN_UV) ## Format the code, and mend what can be mended
 	.venv/bin/ruff check --fix-only
 	.venv/bin/ruff format
 
-bench: $(OWN_UV) ## Measure the rendered project, as ratios against a floor in the same run
+bench: $(OWN_UV) ## Measure the rendered project beside floors in the same run (ONLY=tests,plan: parts of it)
 	@$(UV) sync --quiet
-	@.venv/bin/python benchmarks/bench.py
+	@.venv/bin/python -m benchmarks --only="$(ONLY)"
 
 .uv/bin/uv:
 	@echo 'uv is not installed; getting it into .uv (https://docs.astral.sh/uv)' >&2

@@ -1,15 +1,24 @@
 """The benchmark runs, and says what it measured."""
 
-import re
+import json
 import sys
 from pathlib import Path
 
 from tests.support import Project
 
 
-def test_the_benchmark_prints_a_ratio_for_each_pair(template: Path) -> None:
+def test_the_benchmark_measures_each_part_and_writes_it_down(template: Path) -> None:
     checkout = Project(template)
-    printed = checkout.run(sys.executable, "benchmarks/bench.py", "1").stdout.splitlines()
-    assert len(printed) == 7
-    for line in printed[1:]:
-        assert re.search(r" \d+\.\d+ x", line), line
+    printed = checkout.run(sys.executable, "-m", "benchmarks", "--quick").stdout
+    table = json.loads(checkout.read("benchmarks/last.json"))
+    assert {row["part"] for row in table["rows"]} == {"tests", "plan"}
+    for row in table["rows"]:
+        assert row["measure"] in printed
+        assert row["floor"]["value"] > 0
+        assert row["project"]["value"] > 0
+
+
+def test_a_part_that_does_not_exist_is_named(template: Path) -> None:
+    command = (sys.executable, "-m", "benchmarks", "--only=tests,speed")
+    error = Project(template).run(*command, expect=2).stderr
+    assert "ONLY=speed: there is no such part; there are tests, plan" in error
