@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import plan, suites
+from benchmarks import plan, service, suites
 from benchmarks.measure import Benchmark
 from benchmarks.projects import Folder, render
 
 PARTS: dict[str, Callable[[Benchmark, Folder], None]] = {
+    "service": service.measure,
     "tests": suites.measure,
     "plan": plan.measure,
 }

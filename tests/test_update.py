@@ -302,10 +302,10 @@ def test_where_both_changed_the_same_line_make_check_names_it(
 ) -> None:
     project = copies.copy("project", NEWEST, upstream=own_upstream)
     project.make("check")
-    limit = "database_pool_size: Annotated[int, Field(ge=1, le=1000)] = "
+    limit = "database_pool_timeout: Annotated[float, Field(gt=0)] = "
     config = "src/core/config.py"
     project.write(config, project.read(config).replace(f"{limit}5", f"{limit}7"))
-    project.commit("Seven connections")
+    project.commit("Seven seconds")
     improve(own_upstream, "v99.1.0", config, f"{limit}5", f"{limit}6")
     copies.update(project)
     done = project.make("check", expect=2)

@@ -12,7 +12,7 @@ from api import create_router
 from core import tracing
 from core.apps import AppImportError
 from core.config import Environment, Pooler, Settings, SettingsError, get_settings
-from core.database import create_engine, create_sessionmaker
+from core.database import create_engine, create_read_sessionmaker, create_sessionmaker
 from core.embedded_postgres import EmbeddedPostgresError
 from core.errors import Problem, add_error_handlers
 from core.health import DEADLINE, MAX_AGE
@@ -40,7 +40,6 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         named_statements=named_statements,
         pool_size=1,
         max_overflow=0,
-        pool_pre_ping=True,
     )
     engine = create_engine(
         settings.url,
@@ -49,10 +48,10 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         pool_size=settings.database_pool_size,
         max_overflow=settings.database_max_overflow,
         pool_timeout=settings.database_pool_timeout,
-        pool_pre_ping=True,
         hide_parameters=settings.environment is Environment.PROD,
     )
     app.state.sessionmaker = create_sessionmaker(engine)
+    app.state.read_sessionmaker = create_read_sessionmaker(engine)
     app.state.schema = SchemaReader(probe, app.state.revisions, max_age=MAX_AGE, deadline=DEADLINE)
     metrics: Metrics | None = app.state.metrics
     pool: Any = engine.pool

@@ -35,7 +35,7 @@ from tests.support import Project, make_client, run_alembic, started_app
 
 from core.apps import AppImportError
 from core.config import Environment, SettingsError, get_settings
-from core.database import create_engine
+from core.database import create_engine, create_read_sessionmaker
 from core.database_url import DatabaseURL
 from core.embedded_postgres import EmbeddedPostgresError
 from core.models import import_models
@@ -193,10 +193,11 @@ def app() -> FastAPI:
 
 @pytest.fixture
 async def client(
-    app: FastAPI, sessionmaker: async_sessionmaker[AsyncSession]
+    app: FastAPI, sessionmaker: async_sessionmaker[AsyncSession], connection: AsyncConnection
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application on the shared database; nothing of it stays."""
     app.state.sessionmaker = sessionmaker
+    app.state.read_sessionmaker = create_read_sessionmaker(connection)
     async with make_client(app) as client:
         yield client
 

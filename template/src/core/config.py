@@ -64,8 +64,10 @@ class Settings(AnySettings):
     plan_database_url: OptionalPostgresURL = None
     """Any database of the server where `make migrate-plan` makes its copy."""
     database_pooler: Pooler = Pooler.NONE
-    database_pool_size: Annotated[int, Field(ge=1, le=1000)] = 5
-    database_max_overflow: Annotated[int, Field(ge=0, le=1000)] = 10
+    database_pool_size: Annotated[int, Field(ge=1, le=1000)] = 15
+    database_max_overflow: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Connections on top of the pool's, for a short while: each is opened for one use, which takes
+    longer than most uses."""
     database_pool_timeout: Annotated[float, Field(gt=0)] = 5.0
     """Seconds that a request waits for a free connection before it is answered with 503."""
     metrics: bool = True

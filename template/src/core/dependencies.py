@@ -18,3 +18,19 @@ async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
 # scope="function" commits before the response is sent: with FastAPI's default, a commit that fails
 # would come after an answer that said all was well.
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
+
+
+async def get_read_session(request: Request) -> AsyncIterator[AsyncSession]:
+    """Give a request a session to read with.
+
+    Raises:
+        ReadOnlyError: something was added, changed or deleted, which would be lost.
+    """
+    sessionmaker: async_sessionmaker[AsyncSession] = request.app.state.read_sessionmaker
+    async with sessionmaker() as session:
+        yield session
+        await session.flush()  # refuses
+
+
+# Its connection is free again before the response is sent, too.
+ReadSessionDep = Annotated[AsyncSession, Depends(get_read_session, scope="function")]

@@ -29,6 +29,8 @@ NAMING_CONVENTION = {
 class Base(DeclarativeBase):
     """The base of every model."""
 
+    __table__: ClassVar[Table]  # to SQLAlchemy, it may be something that has no rows to insert
+
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
     type_annotation_map: ClassVar = {datetime: DateTime(timezone=True)}
 

@@ -77,7 +77,7 @@ def test_dotenv_is_read_in_dev_only(
     monkeypatch.setattr(config, "ROOT", root)
     assert get_settings().database_pool_size == 7
     get_settings.cache_clear()
-    assert settings(monkeypatch, ENVIRONMENT="test").database_pool_size == 5
+    assert settings(monkeypatch, ENVIRONMENT="test").database_pool_size == 15
 
 
 def test_dotenv_can_not_make_it_prod(

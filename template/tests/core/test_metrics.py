@@ -426,5 +426,5 @@ def test_several_workers_count_together(
         samples = parse(page)
         labels = {"method": "GET", "route": "/health/live", "status": "200"}
         assert value(samples, "http_requests_total", **labels) == answered
-        assert value(samples, "database_pool_max_connections") == 2 * (3 + 10)
+        assert value(samples, "database_pool_max_connections") == 2 * 3
         assert len(states(samples)) == 1

@@ -2,14 +2,15 @@
 
 import uuid
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy import Row
 
 from apps.users import service
 from apps.users.models import User
 from apps.users.schemas import UserCreate, UserPage, UserRead, UserUpdate
-from core.dependencies import SessionDep
+from core.dependencies import ReadSessionDep, SessionDep
 
 router = APIRouter(prefix="/users", tags=["users"])
 
@@ -17,28 +18,28 @@ router = APIRouter(prefix="/users", tags=["users"])
 @router.post("", status_code=HTTPStatus.CREATED, response_model=UserRead)
 async def create_user(
     data: UserCreate, session: SessionDep, request: Request, response: Response
-) -> User:
+) -> Row[Any]:
     """Create a user. An e-mail address that is taken is a conflict (409)."""
     user = await service.create_user(session, data)
-    response.headers["Location"] = str(request.url_for("get_user", user_id=user.id).path)
+    response.headers["Location"] = f"{request.url.path}/{user.id}"
     return user
 
 
 @router.get("")
 async def list_users(
-    session: SessionDep,
+    session: ReadSessionDep,
     limit: Annotated[int, Query(ge=1, le=100)] = 50,
     after: uuid.UUID | None = None,
 ) -> UserPage:
     """List users, oldest first. `next` of a page is `after` of the following one."""
     users, following = await service.list_users(session, limit=limit, after=after)
-    return UserPage(items=[UserRead.model_validate(user) for user in users], next=following)
+    return UserPage.model_validate({"items": users, "next": following})
 
 
 @router.get("/{user_id}", response_model=UserRead)
-async def get_user(user_id: uuid.UUID, session: SessionDep) -> User:
+async def get_user(user_id: uuid.UUID, session: ReadSessionDep) -> Row[Any]:
     """Return a user."""
-    return await service.get_user(session, user_id)
+    return await service.read_user(session, user_id)
 
 
 @router.patch("/{user_id}", response_model=UserRead)

@@ -1,21 +1,42 @@
-"""What can be done with users. Functions flush; the session's owner commits."""
+"""What can be done with users. Functions flush; the session's owner commits.
+
+What is only shown is read as rows: an object of the session is for what will be changed, and costs
+more.
+"""
 
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, bindparam, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from apps.users.models import User
 from apps.users.schemas import UserCreate, UserUpdate
 from core.errors import NotFoundError
 
+USERS = User.__table__
+ONE = select(USERS).where(USERS.c.id == bindparam("id"))
+PAGE = select(USERS).order_by(USERS.c.id).limit(bindparam("limit"))
+PAGE_AFTER = PAGE.where(USERS.c.id > bindparam("after"))
+INSERT = insert(USERS).returning(USERS)
 
-async def create_user(session: AsyncSession, data: UserCreate) -> User:
+
+async def create_user(session: AsyncSession, data: UserCreate) -> Row[Any]:
     """Add a user and return it."""
-    user = User(**data.model_dump())
-    session.add(user)
-    await session.flush()
+    user: Row[Any] = (await session.execute(INSERT, data.model_dump())).one()
+    return user
+
+
+async def read_user(session: AsyncSession, user_id: uuid.UUID) -> Row[Any]:
+    """Return a user's row.
+
+    Raises:
+        NotFoundError: there is none with this id.
+    """
+    user = (await session.execute(ONE, {"id": user_id})).one_or_none()
+    if user is None:
+        raise NotFoundError(f"there is no user {user_id}")
     return user
 
 
@@ -33,12 +54,10 @@ async def get_user(session: AsyncSession, user_id: uuid.UUID) -> User:
 
 async def list_users(
     session: AsyncSession, *, limit: int, after: uuid.UUID | None
-) -> tuple[Sequence[User], uuid.UUID | None]:
-    """Return at most `limit` users after the id `after`, and the id to go on from, if any."""
-    query = select(User).order_by(User.id).limit(limit + 1)
-    if after is not None:
-        query = query.where(User.id > after)
-    users = (await session.scalars(query)).all()
+) -> tuple[Sequence[Row[Any]], uuid.UUID | None]:
+    """Return the rows of at most `limit` users after the id `after`, and the id to go on from."""
+    query = PAGE if after is None else PAGE_AFTER
+    users = (await session.execute(query, {"limit": limit + 1, "after": after})).all()
     page = users[:limit]
     return page, page[-1].id if len(users) > limit else None
 

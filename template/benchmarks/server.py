@@ -1,0 +1,91 @@
+"""A process that serves an application, for as long as it is measured."""
+
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+START_TIMEOUT = 60.0
+"""Seconds until it has to answer."""
+_PAUSE = 0.005
+
+
+class ServerError(Exception):
+    """It does not answer. The message has the end of what it printed."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A process that answers on 127.0.0.1."""
+
+    process: "subprocess.Popen[bytes]"
+    port: int
+
+    def memory(self) -> float:
+        """Return its resident memory in MB (10^6 bytes)."""
+        command = ["ps", "-o", "rss=", "-p", str(self.process.pid)]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True)
+        return int(shown.stdout) * 1024 / 1e6
+
+
+@contextmanager
+def serving(
+    *arguments: str,
+    folder: Path,
+    environment: Mapping[str, str],
+    ready: str = "/health/ready",
+    python: str | Path = sys.executable,
+) -> Iterator[Server]:
+    """Serve with one worker of uvicorn until the block ends; at its beginning the server answers.
+
+    Args:
+        arguments: of uvicorn: the application, and options beside the address.
+        folder: where the process runs.
+        environment: all of its variables.
+        ready: the path that is asked until its answer is 200.
+        python: the interpreter that has uvicorn.
+
+    Raises:
+        ServerError: it ended, or gave no such answer in `START_TIMEOUT` seconds.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = ("--host", "127.0.0.1", "--port", str(port))
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [python, "-m", "uvicorn", *address, *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            deadline = time.monotonic() + START_TIMEOUT
+            while not _is_ready(port, ready):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(-min(2000, os.fstat(log.fileno()).st_size), os.SEEK_END)
+                    tail = log.read().decode(errors="replace")
+                    raise ServerError(f"{' '.join(arguments)} does not answer:\n{tail}")
+                time.sleep(_PAUSE)
+            yield Server(process, port)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _is_ready(port: int, path: str) -> bool:
+    probe = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        probe.request("GET", path)
+        return probe.getresponse().status == http.client.OK
+    except OSError:
+        return False
+    finally:
+        probe.close()
