@@ -5,19 +5,19 @@ import re
 import time
 import uuid
 from contextvars import ContextVar
+from http import HTTPStatus
 from urllib.parse import quote
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core import tracing
 
-HEADER = "X-Request-ID"
+HEADER = b"x-request-id"
 
 logger = logging.getLogger("service.access")
 
 _current: ContextVar[str | None] = ContextVar("request_id", default=None)
-_ACCEPTABLE = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)  # nothing that could forge a log line
+_ACCEPTABLE = re.compile(rb"[\w.:/+=-]{1,128}")  # nothing that could forge a log line
 
 
 def request_id() -> str | None:
@@ -26,7 +26,10 @@ def request_id() -> str | None:
 
 
 class RequestIDMiddleware:
-    """Take the caller's request id or make one, send it back, and log the request."""
+    """Take the caller's request id or make one, send it back, and log the request.
+
+    A probe that was answered well is logged for DEBUG only: there is one every few seconds.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -36,8 +39,8 @@ class RequestIDMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(HEADER, "")
-        current = given if _ACCEPTABLE.fullmatch(given) else uuid.uuid4().hex
+        given = next((value for name, value in scope["headers"] if name == HEADER), b"")
+        current = given.decode() if _ACCEPTABLE.fullmatch(given) else uuid.uuid4().hex
         token = _current.set(current)
         tracing.set_attribute("http.response.header.x-request-id", [current])
         status = 500
@@ -47,17 +50,21 @@ class RequestIDMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[HEADER] = current
+                others = [header for header in message.get("headers", ()) if header[0] != HEADER]
+                message["headers"] = [*others, (HEADER, current.encode())]
             await send(message)
 
         try:
             await self.app(scope, receive, send_with_id)
         finally:
-            logger.info(
-                "%s %s %d",
-                scope["method"],
-                quote(scope["path"]),
-                status,
-                extra={"duration_ms": round((time.perf_counter() - started) * 1000, 1)},
-            )
+            seconds = time.perf_counter() - started
+            _log(scope["method"], scope["path"], status, seconds)
             _current.reset(token)
+
+
+def _log(method: str, path: str, status: int, seconds: float) -> None:
+    quiet = path.startswith(tracing.PROBES) and status < HTTPStatus.BAD_REQUEST
+    level = logging.DEBUG if quiet else logging.INFO
+    if logger.isEnabledFor(level):
+        duration = {"duration_ms": round(seconds * 1000, 1)}
+        logger.log(level, "%s %s %d", method, quote(path), status, extra=duration)

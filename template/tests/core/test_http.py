@@ -340,6 +340,23 @@ async def test_a_request_id_is_kept_or_made(
     assert response.headers["X-Request-ID"]
 
 
+async def test_requests_are_logged_and_good_answers_to_probes_for_debug_alone(
+    live: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="service.access")
+    for path in ("/health/live", "/metrics", "/openapi.json", "/health/lost"):
+        await live.get(path)
+    lines = {record.getMessage(): record for record in caplog.records}
+    levels = {line: record.levelno for line, record in lines.items() if line.startswith("GET /")}
+    assert levels == {
+        "GET /health/live 200": logging.DEBUG,
+        "GET /metrics 200": logging.DEBUG,
+        "GET /openapi.json 200": logging.INFO,
+        "GET /health/lost 404": logging.INFO,
+    }
+    assert lines["GET /openapi.json 200"].__dict__["duration_ms"] >= 0
+
+
 @pytest.fixture
 def log_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
