@@ -19,6 +19,10 @@ from benchmarks.projects import Folder, database_url
 FLOORS = Path(__file__).parent / "floors"
 CONNECTIONS = 32
 USERS = 1000
+CREATE = """
+import psycopg, sys
+psycopg.connect(sys.argv[1], autocommit=True).execute("CREATE DATABASE bench")
+"""
 SEED = f"""
 import asyncio
 from uuid_utils.compat import uuid7
@@ -107,14 +111,64 @@ class Load:
         return Sample(self.run(server, requests, rate)["p99"])
 
 
+class Contest:
+    """The project and the floors, each served, and what they are asked."""
+
+    def __init__(self, bench: Benchmark, project: Folder, users: Sequence[str]) -> None:
+        self.bench = bench
+        self.load = Load(project, bench.of(25, 5) / 10)
+        self.rounds = bench.of(3, 1)
+        new = {"email": "u{n}@example.com", "full_name": "User {n}"}
+        self.requests: dict[str, list[dict[str, Any]]] = {
+            "read one user": [{"method": "GET", "path": f"/users/{user}"} for user in users],
+            "create one": [{"method": "POST", "path": "/users", "body": new}],
+            "list 50": [{"method": "GET", "path": "/users"}],
+        }
+
+    def rates(self, ours: Server, core: Server, starlette: Server) -> dict[str, dict[str, Sample]]:
+        """Measure how many requests a second each answers; return it by request and server."""
+        rates = {}
+        for name, sent in self.requests.items():
+            servers = {"project": ours, "floor": core, "starlette": starlette}
+            contest = {
+                who: partial(self.load.rate, server, sent) for who, server in servers.items()
+            }
+            best = rates[name] = interleaved(contest, self.rounds)
+            self.bench.add(Row(name, "/s", best["floor"], best["project"], at_least=0.7))
+            self.bench.add(
+                Row("  of Starlette + asyncpg", "/s", best["starlette"], best["project"])
+            )
+        return rates
+
+    def waits(self, ours: Server, core: Server, rates: dict[str, dict[str, Sample]]) -> None:
+        """Measure how long answers take at half of the rates."""
+        for name, sent in self.requests.items():
+            half = {who: rate.value / 2 for who, rate in rates[name].items()}
+            contest = {
+                "project": partial(self.load.p99, ours, sent, half["project"]),
+                "floor": partial(self.load.p99, core, sent, half["floor"]),
+            }
+            waits = interleaved(contest, self.rounds)
+            what = f"p99 of {name}, half the rate"
+            self.bench.add(Row(what, "ms", waits["floor"], waits["project"], at_most=1.5))
+
+    def live(self, ours: Server, constant: Server) -> None:
+        """Measure the route that does nothing."""
+        sent = [{"method": "GET", "path": "/health/live"}]
+        contest = {
+            "project": partial(self.load.rate, ours, sent),
+            "floor": partial(self.load.rate, constant, sent),
+        }
+        rates = interleaved(contest, self.rounds)
+        self.bench.add(Row("/health/live", "/s", rates["floor"], rates["project"], at_least=0.8))
+
+
 def measure(bench: Benchmark, project: Folder) -> None:
     """Measure the service beside the floors."""
     url = database_url(project, "bench")
-    psql = "import psycopg, sys; psycopg.connect(sys.argv[1], autocommit=True).execute(sys.argv[2])"
-    maintenance = database_url(project, "postgres")
-    project.run(project.python, "-c", psql, maintenance, "CREATE DATABASE bench")
+    project.run(project.python, "-c", CREATE, database_url(project, "postgres"))
     project.run(project.python, "-m", "alembic", "upgrade", "head", DATABASE_URL=url)
-    ids = project.run(project.python, "-c", SEED, DATABASE_URL=url).split()
+    users = project.run(project.python, "-c", SEED, DATABASE_URL=url).split()
     variables = {
         "ENVIRONMENT": "prod",
         "DATABASE_URL": url,
@@ -122,20 +176,7 @@ def measure(bench: Benchmark, project: Folder) -> None:
         "FLOOR_SQLALCHEMY_URL": url.replace("postgresql://", "postgresql+asyncpg://"),
     }
     _measure_start(bench, project, variables)
-    requests: dict[str, list[dict[str, Any]]] = {
-        "read one user": [{"method": "GET", "path": f"/users/{user}"} for user in ids],
-        "create one": [
-            {
-                "method": "POST",
-                "path": "/users",
-                "body": {"email": "u{n}@example.com", "full_name": "User {n}"},
-            }
-        ],
-        "list 50": [{"method": "GET", "path": "/users"}],
-    }
-    live = [{"method": "GET", "path": "/health/live"}]
-    load = Load(project, bench.of(30, 5) / 10)
-    rounds = bench.of(3, 1)
+    contest = Contest(bench, project, users)
     with ExitStack() as stack:
 
         def begin(app: str, *options: str, ready: str = "/health/ready") -> Server:
@@ -144,40 +185,9 @@ def measure(bench: Benchmark, project: Folder) -> None:
         ours = begin("main:create_app", "--factory")
         core = begin("core_app:app", "--no-access-log")
         starlette = begin("starlette_app:app", "--no-access-log")
-        constant = begin("constant_app:app", "--no-access-log", ready="/health/live")
-        best: dict[str, dict[str, Sample]] = {}
-        for name, sent in requests.items():
-            servers = {"project": ours, "floor": core, "starlette": starlette}
-            contest = {who: partial(load.rate, server, sent) for who, server in servers.items()}
-            best[name] = interleaved(contest, rounds)
-            bench.add(Row(name, "/s", best[name]["floor"], best[name]["project"], at_least=0.7))
-            bench.add(
-                Row(
-                    "  of Starlette + asyncpg", "/s", best[name]["starlette"], best[name]["project"]
-                )
-            )
-        contest = {
-            "project": partial(load.rate, ours, live),
-            "floor": partial(load.rate, constant, live),
-        }
-        rates = interleaved(contest, rounds)
-        bench.add(Row("/health/live", "/s", rates["floor"], rates["project"], at_least=0.8))
-        for name, sent in requests.items():
-            half = {who: rate.value / 2 for who, rate in best[name].items()}
-            contest = {
-                "project": partial(load.p99, ours, sent, half["project"]),
-                "floor": partial(load.p99, core, sent, half["floor"]),
-            }
-            waits = interleaved(contest, rounds)
-            bench.add(
-                Row(
-                    f"p99 of {name}, half the rate",
-                    "ms",
-                    waits["floor"],
-                    waits["project"],
-                    at_most=1.5,
-                )
-            )
+        contest.live(ours, begin("constant_app:app", "--no-access-log", ready="/health/live"))
+        rates = contest.rates(ours, core, starlette)
+        contest.waits(ours, core, rates)
         memory = Sample(core.memory()), Sample(ours.memory())
         bench.add(Row("memory of the worker after it", "MB", *memory, at_most=1.3))
 
