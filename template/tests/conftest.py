@@ -11,6 +11,7 @@ They are copies of one that the migrations made; see `tests/migrated.py` for how
 """
 
 import asyncio
+import gc
 import os
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -80,6 +81,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["DATABASE_URL"] = server.with_database(f"{NAME}_shared").libpq
     os.environ.pop("SQLALCHEMY_DATABASE_URI", None)
     get_settings.cache_clear()
+    # What was imported stays to the end; each collection would go through all of it again, pytest's
+    # own after the last test and the interpreter's at its exit too.
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
