@@ -4,8 +4,8 @@ Its name ends in a digest of what decides what the migrations make, so that a la
 On the project's own server it stays, beside a few earlier ones: switching between branches is
 quick, too. On any other server, whoever used it last drops it.
 
-Who uses it holds an advisory lock in the database `postgres`, and so does who makes it. The server
-takes the locks of a run that is killed away, and what it left is dropped by the next.
+Who makes it and who uses it hold advisory locks in the database `postgres`, which end with their
+connections: what a run left that was killed is dropped by the next one.
 """
 
 import hashlib
@@ -77,7 +77,8 @@ def _read(folder: Path) -> dict[Path, bytes]:
         folders[:] = [name for name in folders if name != "__pycache__"]
         for name in names:
             file = Path(parent, name)
-            contents[file] = file.read_bytes()
+            if file.is_file():  # no link to nowhere, as editors make them
+                contents[file] = file.read_bytes()
     return contents
 
 

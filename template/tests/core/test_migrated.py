@@ -177,6 +177,7 @@ def test_the_same_files_have_the_same_name(sources: Sources) -> None:
     os.utime(sources.versions / "a1.py", (0, 0))
     (sources.versions / "__pycache__").mkdir()
     (sources.versions / "__pycache__" / "a1.pyc").touch()
+    (sources.versions / ".#a1.py").symlink_to("nowhere")  # Emacs marks a file so that it edits
     assert sources.name() == before
     assert len(f"{before}_new") < 64
 
