@@ -2,24 +2,27 @@
 
 All of them are on the server of the settings (the project's own, or `DATABASE_URL`'s), in
 databases made for this run and dropped after it; the configured database is never touched.
-The migrations run once, into a template:
+They are copies of one that the migrations made; see `tests/migrated.py` for how long that one stays:
 
-- `session` and `client` work in one clone of it that all tests share; what a test does there is
-  rolled back. This is the one to use: it costs about a millisecond.
-- `database_url` and `live_client` have a clone of their own, where commits are real.
+- `session` and `client` work in one copy that all tests share; what a test does there is
+  rolled back. This is the one to use: it costs a few milliseconds.
+- `database_url` and `live_client` have a copy of their own, where commits are real.
 - `empty_database_url` is a database in which nothing ever ran.
 """
 
 import asyncio
+import gc
 import os
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psycopg
 import pytest
+from alembic.util import CommandError
 from fastapi import FastAPI
 from psycopg.rows import TupleRow
 from pytest_postgresql import factories
@@ -31,6 +34,7 @@ from sqlalchemy.ext.asyncio import (
     AsyncSession,
     async_sessionmaker,
 )
+from tests.migrated import KEPT, PREFIX, drop_unused, migrated_database, migrated_name
 from tests.support import Project, make_client, run_alembic, started_app
 
 from core.apps import AppImportError
@@ -38,13 +42,13 @@ from core.config import Environment, SettingsError, get_settings
 from core.database import create_engine, create_read_sessionmaker
 from core.database_url import DatabaseURL
 from core.embedded_postgres import EmbeddedPostgresError
+from core.migrations.config import make_config
 from core.models import import_models
-from core.project import load_project
 from main import create_app
 
-PREFIX = f"{load_project().name}_test_"
 NAME = f"{PREFIX}{os.getpid()}"
 SERVER = pytest.StashKey[DatabaseURL]()
+OWN_SERVER = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,14 +59,19 @@ def pytest_configure(config: pytest.Config) -> None:
             pytest.exit("the tests do not run with ENVIRONMENT=prod", returncode=2)
         server = settings.url.with_database("postgres")
         with psycopg.connect(server.libpq, autocommit=True) as connection:
-            if settings.uses_own_server and not hasattr(config, "workerinput"):
-                _drop_leftovers(connection)
+            if not hasattr(config, "workerinput"):
+                if settings.uses_own_server:
+                    _drop_leftovers(connection)
+                if config.option.postgresql_drop_test_database:
+                    drop_unused(connection, keep=0)
             for name in ("host", "port", "user", "password"):
                 value = str(getattr(connection.info, name))
                 setattr(config.option, f"postgresql_{name}", value)
     except (EmbeddedPostgresError, SettingsError, psycopg.OperationalError) as error:
         pytest.exit(str(error), returncode=2)
     config.stash[SERVER] = server
+    worker = getattr(config, "workerinput", {})
+    config.stash[OWN_SERVER] = worker.get("own_server", settings.uses_own_server)
     try:
         import_models()
     except AppImportError as error:
@@ -72,6 +81,15 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["DATABASE_URL"] = server.with_database(f"{NAME}_shared").libpq
     os.environ.pop("SQLALCHEMY_DATABASE_URI", None)
     get_settings.cache_clear()
+    # What was imported stays to the end; each collection would go through all of it again, pytest's
+    # own after the last test and the interpreter's at its exit too.
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of pytest-xdist whose server it is: its environment names one in any case."""
+    node.workerinput["own_server"] = node.config.stash[OWN_SERVER]
 
 
 def _drop_leftovers(connection: psycopg.Connection[TupleRow]) -> None:
@@ -95,19 +113,43 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def migrate(**server: str) -> None:
-    """Bring a database to head; pytest-postgresql calls it for the template."""
-    url = DatabaseURL(
-        user=server["user"],
-        password=server["password"],
-        hosts="",
-        database=server["dbname"],
-        query=(("host", server["host"]), ("port", str(server["port"]))),
-    )
-    asyncio.run(run_alembic(url, "upgrade", "head"))
+class MigratedServer(NoopExecutor):
+    """The server, as pytest-postgresql's fixtures take it; they copy the migrated database."""
+
+    def __init__(self, *, migrated: str, **server: Any) -> None:
+        super().__init__(**server)
+        self.migrated = migrated
+
+    @property
+    def template_dbname(self) -> str:
+        return self.migrated
 
 
-postgresql_noproc = factories.postgresql_noproc(dbname=NAME, load=[migrate])
+@pytest.fixture(scope="session")
+def postgresql_noproc(pytestconfig: pytest.Config) -> Iterator[MigratedServer]:
+    """The server, on which the migrated database is until the end of the run."""
+    server, keep = pytestconfig.stash[SERVER], KEPT if pytestconfig.stash[OWN_SERVER] else 0
+
+    def migrate(database: str) -> None:
+        try:
+            asyncio.run(run_alembic(server.with_database(database), "upgrade", "head"))
+        except CommandError as error:
+            pytest.fail(str(error), pytrace=False)  # it names the revision; each test repeats it
+
+    with psycopg.connect(server.libpq, autocommit=True) as connection:
+        name = migrated_name(connection, make_config())
+        with migrated_database(connection, name, migrate, keep=keep):
+            yield MigratedServer(
+                migrated=name,
+                dbname=NAME,
+                options="",
+                **{
+                    key: getattr(pytestconfig.option, f"postgresql_{key}")
+                    for key in ("host", "port", "user", "password")
+                },
+            )
+
+
 postgresql = factories.postgresql("postgresql_noproc")
 postgresql_empty_noproc = factories.postgresql_noproc(dbname=f"{NAME}_empty")
 postgresql_empty = factories.postgresql("postgresql_empty_noproc")
