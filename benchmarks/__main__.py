@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import plan, service, suites
+from benchmarks import copying, plan, service, suites
 from benchmarks.measure import Benchmark
 from benchmarks.projects import Folder, render
 
@@ -18,6 +18,7 @@ PARTS: dict[str, Callable[[Benchmark, Folder], None]] = {
     "service": service.measure,
     "tests": suites.measure,
     "plan": plan.measure,
+    "copying": copying.measure,
 }
 
 

@@ -267,6 +267,8 @@ class Runner:
             name: expressions.fill(value) for name, value in job.get("outputs", {}).items()
         }
         ran.summary = (work / "summary.md").read_text("utf-8")
+        if (clone / ".postgres").exists():  # the machine would be gone now
+            project.make("db-stop")
         for secret in filter(None, [TOKEN, *self.secrets.values()]):
             assert secret not in ran.log + ran.summary
             assert not any(secret in path.read_text() for path in clone.glob(".git/config"))
@@ -285,6 +287,9 @@ class Runner:
         branch = github["ref"].removeprefix("refs/heads/")
         on_branch = github["event_name"] != "pull_request"
         where = ["--force-create", branch] if on_branch else ["--detach"]
+        if "ref" in options:
+            project.run("git", "fetch", "--quiet", *depth, "origin", options["ref"])
+            where, commit = ["--force-create", options["ref"]], "FETCH_HEAD"
         project.run("git", "switch", "--quiet", *where, commit)
 
 

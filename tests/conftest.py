@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from collections.abc import Callable, Generator, Iterator
+from functools import cache
 from pathlib import Path
 
 import psycopg
@@ -16,6 +17,7 @@ from core import embedded_postgres
 from core.database_url import DatabaseURL
 
 Render = Callable[..., Project]
+RenderOnce = Callable[[tuple[tuple[str, object], ...]], Path]
 
 _noproc = factories.postgresql_noproc(dbname="test")
 postgresql = factories.postgresql("postgresql_noproc")
@@ -84,20 +86,38 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def synced(template: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment variables that let every project use one installed environment."""
+    """Environment variables that let every project use one installed environment.
+
+    What mypy knows of the packages in it is shared, too.
+    """
     project = Project(copy(template, tmp_path_factory.mktemp("synced") / "project", {}))
     project.run("uv", "sync", "--quiet")
-    return {"UV_PROJECT_ENVIRONMENT": str(project.path / ".venv"), "UV_NO_SYNC": "1"}
+    return {
+        "UV_PROJECT_ENVIRONMENT": str(project.path / ".venv"),
+        "UV_NO_SYNC": "1",
+        "MYPY_CACHE_DIR": str(project.path / ".mypy_cache"),
+    }
+
+
+@pytest.fixture(scope="session")
+def render_once(template: Path, tmp_path_factory: pytest.TempPathFactory) -> RenderOnce:
+    """Return a folder with what the template renders for the answers, to be copied from."""
+
+    @cache
+    def render_once(answers: tuple[tuple[str, object], ...]) -> Path:
+        return copy(template, tmp_path_factory.mktemp("rendered") / "project", dict(answers))
+
+    return render_once
 
 
 @pytest.fixture
-def render(template: Path, synced: dict[str, str], tmp_path: Path) -> Iterator[Render]:
+def render(render_once: RenderOnce, synced: dict[str, str], tmp_path: Path) -> Iterator[Render]:
     """Render a project: `render(project_name="Orders", ...)`."""
     projects: list[Project] = []
 
     def render(folder: str = "project", **answers: object) -> Project:
-        path = copy(template, tmp_path / folder, answers)
-        project = Project(path, **synced)
+        rendered = render_once(tuple(sorted(answers.items())))
+        project = Project(shutil.copytree(rendered, tmp_path / folder), **synced)
         projects.append(project)
         return project
 

@@ -259,7 +259,8 @@ def test_what_people_made_and_changed_is_kept_and_goes_on_working(
     assert rows(database) == data
     assert "The database is at head" in project.make("migrate-status").stdout
     if not deleted:
-        project.make("test")
+        # Of the template's files it has what a fresh copy has: once is enough for their tests.
+        project.make("test-all" if release is RELEASES[0] else "test")
     else:
         project.run("uv", "run", "pytest", "-q", "tests/apps", "tests/test_migrations.py")
 
