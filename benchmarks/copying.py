@@ -19,7 +19,7 @@ ONE_TEST = "def test_nothing() -> None:\n    assert True\n"
 
 def measure(bench: Benchmark, project: Folder) -> None:
     """Measure the copy, and the copy with the first tests."""
-    # What measures runs on this Python; so do uv's environments, unless a project's uv knows another.
+    # Floor and project on the same Python: this one.
     environment = {**project.environment, "UV_PYTHON": sys.executable}
     del environment["PYTHONPATH"]
     with tempfile.TemporaryDirectory() as folder:

@@ -86,7 +86,7 @@ async def test_orders_are_counted(client: httpx.AsyncClient) -> None:
 }
 OWN = {
     **ORDERS,
-    "Makefile.local": "CHECK_ALSO = own-check\n\nown-check: ## Check what is mine\n\t@echo mine is well\n",
+    "Makefile.local": "CHECK_ALSO = own-check\nTEST_ALSO = own-check\n\nown-check: ## Check what is mine\n\t@echo mine is well\n",
     "compose.override.yaml": "services:\n  api:\n    environment:\n      LOG_LEVEL: DEBUG\n",
     ".github/workflows/own.yml": "name: own\non: workflow_dispatch\njobs: {}\n",
     "docs/our-rules.md": "# Our rules\n",
@@ -260,7 +260,8 @@ def test_what_people_made_and_changed_is_kept_and_goes_on_working(
     assert "The database is at head" in project.make("migrate-status").stdout
     if not deleted:
         # Of the template's files it has what a fresh copy has: once is enough for their tests.
-        project.make("test-all" if release is RELEASES[0] else "test")
+        tested = project.make("test-all" if release is RELEASES[0] else "test").stdout
+        assert "mine is well" in tested
     else:
         project.run("uv", "run", "pytest", "-q", "tests/apps", "tests/test_migrations.py")
 
