@@ -86,7 +86,7 @@ def test_every_command_of_the_readme_works(template: Path, tmp_path: Path) -> No
         assert "Running upgrade 3f1c9b7d5a20 -> " in done.stderr
         assert "Running downgrade " in done.stderr
         assert "(Add orders)" in done.stdout
-        assert "Required test coverage of 90.0% reached" in done.stdout
+        assert re.search(r"^=+ \d+ passed", done.stdout, re.MULTILINE)
         project.make("format")
         project.commit("Add orders")
         (repository.path / "template/src/core/added.py").write_text('"""New."""\n')

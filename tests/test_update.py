@@ -92,6 +92,8 @@ OWN = {
     "docs/our-rules.md": "# Our rules\n",
 }
 """Files that are nobody's but the person's."""
+WRITTEN_ONCE = ("src/apps/", "tests/apps/", "migrations/versions/", "deploy/hooks.sh")
+"""Where the files begin that a copy writes, and no update touches."""
 EDITS = {
     "pyproject.toml": (
         ('version = "0.1.0"', 'version = "3.2.1"'),
@@ -187,17 +189,27 @@ def test_there_are_releases_to_update_from() -> None:
     assert RELEASES[0].version == (1, 0, 0)
 
 
+def of_the_person(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {path: text for path, text in files.items() if path.startswith(WRITTEN_ONCE)}
+
+
+def of_the_template(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {path: text for path, text in files.items() if not path.startswith(WRITTEN_ONCE)}
+
+
 @each_release
 @pytest.mark.parametrize("answers", ANSWERS.values(), ids=ANSWERS)
 def test_an_untouched_project_becomes_what_a_fresh_copy_is(
     copies: Copies, release: Release, answers: Answers
 ) -> None:
     project = copies.copy("old", release.tag, answers)
-    before = project.read(".copier-answers.yml")
+    answered, before = project.read(".copier-answers.yml"), contents(project)
     copies.update(project)
-    fresh = copies.copy("fresh", NEWEST, answers)
-    assert contents(project) == contents(fresh)
-    kept = [line for line in before.splitlines() if not line.startswith("_commit")]
+    after, fresh = contents(project), contents(copies.copy("fresh", NEWEST, answers))
+    # The example app is written once, and a person's own from then on.
+    assert of_the_template(after) == of_the_template(fresh)
+    assert of_the_person(after) == of_the_person(before)
+    kept = [line for line in answered.splitlines() if not line.startswith("_commit")]
     assert set(kept) <= set(project.read(".copier-answers.yml").splitlines())
 
 
@@ -237,12 +249,7 @@ def test_what_people_made_and_changed_is_kept_and_goes_on_working(
     # Whatever is the person's is as it was.
     require_clean_merge(project)
     after = contents(project)
-    mine = [
-        path
-        for path in before
-        if path in OWN
-        or path.startswith(("src/apps", "tests/apps", "migrations/versions", "deploy/hooks.sh"))
-    ]
+    mine = [path for path in before if path in OWN or path.startswith(WRITTEN_ONCE)]
     assert len(mine) > len(OWN)
     assert {path: after.get(path) for path in mine} == {path: before[path] for path in mine}
     for path, changes in EDITS.items():
