@@ -4,23 +4,23 @@ What it does is told in docs/handbook.md, "Migrations"; how, in `src/core/migrat
 """
 
 import asyncio
+import atexit
+import gc
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from alembic import context
 from sqlalchemy import Connection
-from sqlalchemy.pool import NullPool
 
 from core import tracing
 from core.config import get_settings
-from core.database import create_engine
 from core.logging import configure_logging
 from core.migrations.autogenerate import comparison_options
 from core.migrations.blockers import Blockers
 from core.migrations.config import SafetyOptions, load_alembic_config
 from core.migrations.errors import readable_errors
-from core.migrations.pooler import refuse_transaction_pooler
+from core.migrations.pooler import connect_past_poolers
 from core.migrations.runner import OwnConnection, changes_revision, run_revisions, set_timeouts
 from core.project import load_project
 
@@ -66,12 +66,14 @@ def run_migrations_on(
 async def run_migrations_online(options: SafetyOptions) -> None:
     """Connect to the configured database and run the command there."""
     url = get_settings().migration_url
-    await refuse_transaction_pooler(url)
     name = f"{load_project().name} migrations"
-    engine = create_engine(url, poolclass=NullPool, server_settings={"application_name": name})
     own = OwnConnection(url=url, blockers=Blockers())
     with tracing.span("migrations"):
-        async with engine.connect() as connection, own.blockers.watched(engine, connection):
+        async with (
+            connect_past_poolers(url, server_settings={"application_name": name}) as connected,
+            own.blockers.watched(*connected),
+        ):
+            _, connection = connected
             await connection.run_sync(set_timeouts, options)
             await connection.run_sync(run_migrations_on, options, own)
 
@@ -86,6 +88,11 @@ def run(coroutine: Coroutine[None, None, None]) -> None:
         with ThreadPoolExecutor(max_workers=1) as thread:
             thread.submit(asyncio.run, coroutine).result()
 
+
+if config.cmd_opts is not None:
+    # The process ends with the command. Python would look through all that it made, in order to free
+    # it piece by piece: that takes a fifth of the time of `alembic current`.
+    atexit.register(gc.freeze)
 
 on_command_line = config.cmd_opts is not None and not config.cmd_opts.raiseerr
 with readable_errors(command_line=on_command_line):

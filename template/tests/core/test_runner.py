@@ -226,6 +226,24 @@ BUILD = "with op.get_context().autocommit_block(): op.execute('{}')".format
 UNIQUE = "CREATE UNIQUE INDEX CONCURRENTLY {} uq_b2 ON t_a1 (id)".format
 
 
+def test_timeouts_that_a_revision_sets_by_sql_end_with_it(
+    project: Project, capfd: pytest.CaptureFixture[str]
+) -> None:
+    show = (
+        "print(*(op.get_bind().exec_driver_sql(f'SHOW {name}').scalar()"
+        " for name in ('lock_timeout', 'statement_timeout')))"
+    )
+    project.write("a1", None, f"{show}\n    op.execute('SET lock_timeout = 0')")
+    project.write("b2", "a1", f"{show}\n    op.execute('SET LOCAL statement_timeout = 5000')")
+    project.write("c3", "b2", show, module="lock_timeout = '7s'")
+    committed = BUILD("SET statement_timeout = 9000")
+    project.write("d4", "c3", f"{show}\n    {committed}")
+    project.write("e5", "d4", show)
+    project.run("upgrade", "head", lock_timeout="2s", statement_timeout="1min")
+    shown = capfd.readouterr().out.splitlines()
+    assert shown == ["2s 1min", "2s 1min", "7s 1min", "2s 1min", "2s 1min"]
+
+
 @pytest.mark.parametrize("guard", ["", "IF NOT EXISTS"])
 def test_an_invalid_index_of_an_earlier_try_is_dropped_and_never_stamped(
     project: Project, caplog: pytest.LogCaptureFixture, guard: str
@@ -363,6 +381,58 @@ def test_a_record_of_an_earlier_version_of_the_template_goes_on(project: Project
     project.write("b2", "a1", "raise RuntimeError('halfway')")
     project.refused("upgrade", "head")
     assert entries(project) == [("a1", "upgrade"), ("b2", "upgrade failed")]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "ALTER TABLE alembic_version_history DROP COLUMN error",
+        "ALTER TABLE Alembic_Version_History RENAME TO something_else",
+    ],
+)
+def test_a_revision_may_alter_the_record_s_table(project: Project, statement: str) -> None:
+    project.write("a1")
+    project.write("b2", "a1", f"op.execute('{statement}')")
+    project.write("c3", "b2")
+    project.run("upgrade", "head")
+    assert entries(project)[-2:] == [("b2", "upgrade"), ("c3", "upgrade")]
+
+
+HELD_AT_COMMIT = """
+    tries.append(1)
+    if len(tries) > 1:
+        return
+    op.execute(
+        "CREATE FUNCTION held() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE 'held' USING ERRCODE = '55P03'; END $$"
+    )
+    op.execute(
+        "CREATE CONSTRAINT TRIGGER held AFTER INSERT ON t_a1 DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW EXECUTE FUNCTION held()"
+    )
+    op.execute("INSERT INTO t_a1 VALUES (1)")
+"""
+
+
+def test_a_try_that_fails_at_its_commit_takes_the_record_s_table_along(
+    project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    project.write("a1", None, HELD_AT_COMMIT, module="tries: list[int] = []")
+    project.write("b2", "a1")
+    project.run("upgrade", "head")
+    assert tried_again(caplog)()
+    assert entries(project) == [("a1", "upgrade"), ("b2", "upgrade")]
+
+
+def test_a_table_can_be_read_again_after_it_was_altered(
+    project: Project, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A statement that was kept prepared would be refused: its result has other columns now."""
+    read = "print(*op.get_bind().execute(sa.text('SELECT * FROM t_a1')).keys())"
+    alter = "op.execute('ALTER TABLE t_a1 ADD COLUMN name text')"
+    project.write("a1", None, f"{read}\n    {alter}\n    {read}")
+    project.run("upgrade", "head")
+    assert capfd.readouterr().out.splitlines() == ["id", "id name"]
 
 
 def test_a_caller_s_rollback_takes_the_record_along(project: Project) -> None:

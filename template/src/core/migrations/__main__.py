@@ -2,6 +2,8 @@
 
 import argparse
 import asyncio
+import atexit
+import gc
 import logging
 import os
 import signal
@@ -47,7 +49,7 @@ from core.migrations.confirm import NotConfirmedError, confirm
 from core.migrations.errors import MigrationError, describe_error
 from core.migrations.plan.planner import Request, make_plan
 from core.migrations.plan.report import Format, render
-from core.migrations.pooler import refuse_transaction_pooler
+from core.migrations.pooler import connect_past_poolers, refuse_transaction_pooler
 from core.migrations.restore import RestoreError, restore
 from core.migrations.state import Revisions, SchemaReader, SchemaState, State
 from core.postgres_client import ClientProgramError, find_client
@@ -233,9 +235,7 @@ def _backup(given: str) -> int:
         return backup
 
     async def take() -> Backup:
-        await refuse_transaction_pooler(url)
-        engine = create_engine(url, poolclass=NullPool)
-        async with engine.connect() as connection:
+        async with connect_past_poolers(url) as (_, connection):
             return await connection.run_sync(take_and_record)
 
     print(asyncio.run(take()).path)
@@ -255,8 +255,7 @@ def _rolled_out(version: str) -> int:
         connection.commit()
 
     async def run() -> None:
-        await refuse_transaction_pooler(url)
-        async with create_engine(url, poolclass=NullPool).connect() as connection:
+        async with connect_past_poolers(url) as (_, connection):
             await connection.run_sync(write)
 
     asyncio.run(run())
@@ -375,4 +374,5 @@ def _rebase(base: str) -> int:
 
 
 if __name__ == "__main__":
+    atexit.register(gc.freeze)  # as in migrations/env.py
     sys.exit(main())

@@ -56,6 +56,7 @@ class Blockers:
 
     async def _watch(self, engine: AsyncEngine, pid: int | None) -> None:
         # Without a second connection the migration goes on: it only knows less.
+        await asyncio.sleep(INTERVAL)  # most runs have nothing to do, and end before
         with suppress(DBAPIError, DatabaseUnavailableError):
             async with engine.connect() as connection:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")

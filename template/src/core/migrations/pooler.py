@@ -6,10 +6,13 @@ https://www.pgbouncer.org/features.html
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import NullPool
 
 from core.database import DatabaseUnavailableError, create_engine
@@ -28,31 +31,54 @@ class PoolerError(MigrationError):
     """The address leads through a pooler that does not keep a session on one connection."""
 
 
-async def refuse_transaction_pooler(url: DatabaseURL) -> None:
-    """Check that a session at `url` is a session.
+@asynccontextmanager
+async def connect_past_poolers(
+    url: DatabaseURL, **options: Any
+) -> AsyncIterator[tuple[AsyncEngine, AsyncConnection]]:
+    """Connect to `url`, where a session is a session; give the engine, and a connection of it.
+
+    Statements are prepared without a name: a pooler may not know it, and PostgreSQL refuses a
+    statement that was prepared before its table changed, which is what migrations are for.
+
+    Args:
+        url: where to connect to.
+        options: further arguments of `create_engine`.
 
     Raises:
         PoolerError: it is not, or it goes through a pooler that can't be told from one of those.
         DatabaseUnavailableError: no connection could be made.
     """
-    engine = create_engine(url, poolclass=NullPool, named_statements=False)
-    async with engine.connect() as ours:
-        pid = await _pid(ours)
-        driver = (await ours.get_raw_connection()).driver_connection
-        # A pooler makes up the pid that it gives at the start, as it is only used to cancel.
-        pooled = driver is None or driver.get_server_pid() != pid
-        try:
-            async with asyncio.timeout(PATIENCE), engine.connect() as other:
-                for _ in range(ROUNDS if pooled else 1):
-                    # `other` keeps its transaction, and with it its server connection.
-                    others = await other.scalar(_PID)
-                    if others == pid or await _pid(ours) != pid:
-                        raise PoolerError(_message(url, "in transaction mode"))
-                    await other.rollback()
-        except (DatabaseUnavailableError, DBAPIError, TimeoutError):
-            # A server that has no second connection left is no pooler.
-            if pooled:
-                raise PoolerError(_message(url, "of an unknown mode")) from None
+    engine = create_engine(url, poolclass=NullPool, named_statements=False, **options)
+    async with engine.connect() as connection:
+        await _refuse_transaction_pooler(url, engine, connection)
+        yield engine, connection
+
+
+async def refuse_transaction_pooler(url: DatabaseURL) -> None:
+    """Check that a session at `url` is a session; raise what `connect_past_poolers` does."""
+    async with connect_past_poolers(url):
+        pass
+
+
+async def _refuse_transaction_pooler(
+    url: DatabaseURL, engine: AsyncEngine, ours: AsyncConnection
+) -> None:
+    pid = await _pid(ours)
+    driver = (await ours.get_raw_connection()).driver_connection
+    # A pooler makes up the pid that it gives at the start, as it is only used to cancel.
+    pooled = driver is None or driver.get_server_pid() != pid
+    try:
+        async with asyncio.timeout(PATIENCE), engine.connect() as other:
+            for _ in range(ROUNDS if pooled else 1):
+                # `other` keeps its transaction, and with it its server connection.
+                others = await other.scalar(_PID)
+                if others == pid or await _pid(ours) != pid:
+                    raise PoolerError(_message(url, "in transaction mode"))
+                await other.rollback()
+    except (DatabaseUnavailableError, DBAPIError, TimeoutError):
+        # A server that has no second connection left is no pooler.
+        if pooled:
+            raise PoolerError(_message(url, "of an unknown mode")) from None
 
 
 async def _pid(connection: AsyncConnection) -> int | None:

@@ -7,11 +7,15 @@ own, and autogenerate never sees it.
 import getpass
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
+from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import DBAPIError
 
 from core.project import load_project
@@ -44,6 +48,8 @@ _INSERT = text(
     " (revision, direction, started_at, duration, who, host, code_version, backup, error)"
     " VALUES (:revision, :direction, clock_timestamp() - make_interval(secs => :seconds),"
     " make_interval(secs => :seconds), :who, :host, :code_version, :backup, :error)"
+    # Nothing of the record: what is asked here needs no question of its own.
+    " RETURNING current_setting('lock_timeout'), current_setting('statement_timeout')"
 )
 _SELECT = text(
     "SELECT revision, direction, started_at, extract(epoch FROM duration) AS seconds,"  # noqa: S608
@@ -91,19 +97,43 @@ class Entry(Event):
     host: str
 
 
-def write(connection: Connection, event: Event) -> None:
-    """Write a row, in the transaction that is open."""
-    table = connection.execute(_COLUMNS, {"table": TABLE}).one()
-    if not table.there:
-        connection.execute(text(_CREATE))
-    elif not table.with_error:
-        connection.execute(text(_ADD_ERROR))
-    values = {
-        **asdict(event),
-        "who": _who(),
-        "host": socket.gethostname(),
-    }
-    connection.execute(_INSERT, values)
+def write(connection: Connection, written: Event) -> None:
+    """Write a row, in the transaction that is open; make the table, where it is not there."""
+    Record(connection).write(written)
+
+
+class Record:
+    """The record as a run of many revisions writes it: the table is looked at once."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.is_ready = False
+        """Whether the table is there, and committed, with all of its columns."""
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Watch the connection's statements: one that names the table may alter it, or drop it."""
+        event.listen(self._connection, "before_cursor_execute", self._before)
+        try:
+            yield
+        finally:
+            event.remove(self._connection, "before_cursor_execute", self._before)
+
+    def write(self, written: Event) -> tuple[str, str]:
+        """Write a row, in the transaction that is open; return the timeouts that hold there."""
+        if not self.is_ready:
+            table = self._connection.execute(_COLUMNS, {"table": TABLE}).one()
+            if not table.there:
+                self._connection.execute(text(_CREATE))
+            elif not table.with_error:
+                self._connection.execute(text(_ADD_ERROR))
+        values = {**asdict(written), "who": _who(), "host": socket.gethostname()}
+        lock_timeout, statement_timeout = self._connection.execute(_INSERT, values).one()
+        return lock_timeout, statement_timeout
+
+    def _before(self, _connection: Connection, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if TABLE in statement.lower():
+            self.is_ready = False
 
 
 def read(connection: Connection) -> list[Entry]:
@@ -132,6 +162,7 @@ def exists(connection: Connection) -> bool:
     return bool(connection.execute(_COLUMNS, {"table": TABLE}).one().there)
 
 
+@cache
 def _who() -> str:
     try:
         return getpass.getuser()

@@ -39,6 +39,11 @@ _LONGEST_PAUSE = 30.0
 _LONGEST_ERROR = 500
 """Characters of an error that are recorded."""
 
+_SET_TIMEOUTS = text(
+    "SELECT set_config('lock_timeout', :lock, false),"
+    " set_config('statement_timeout', :statement, false)"
+)
+
 
 class LockTimeoutError(MigrationError):
     """Each try of a revision met a table that another session held."""
@@ -106,12 +111,13 @@ def run_revisions(
             connection.commit()
 
 
-def set_timeouts(connection: Connection, options: SafetyOptions) -> None:
-    """Set the timeouts of the session; no rollback undoes them."""
+def set_timeouts(connection: Connection, options: SafetyOptions) -> tuple[str, str]:
+    """Set the timeouts of the session; no rollback undoes them. Return them as `SHOW` does."""
     # Not as settings of the connection's start: a pooler in session mode refuses those.
-    connection.exec_driver_sql(f"SET lock_timeout = {options.lock_timeout}")
-    connection.exec_driver_sql(f"SET statement_timeout = {options.statement_timeout}")
+    given = {"lock": str(options.lock_timeout), "statement": str(options.statement_timeout)}
+    lock_timeout, statement_timeout = connection.execute(_SET_TIMEOUTS, given).one()
     connection.commit()
+    return lock_timeout, statement_timeout
 
 
 def resolve_steps(connection: Connection, migrations: MigrationContext) -> list[Any]:
@@ -182,12 +188,15 @@ class _Run:
         self.own = own
         self.caller_s_transaction = connection.in_transaction()
         self.indexes = ConcurrentIndexes(connection)
+        self.record = record.Record(connection)
         # "+2" and "-2" count from where the database is: they are resolved once, so that a try
         # after the first revision was committed does not go further.
         self.steps = resolve_steps(connection, migrations)
         self._done = 0
         self._started = 0.0
         self._backup: str | None = None
+        self._timeouts: tuple[SafetyOptions, tuple[str, str]] | None = None
+        """What was set last, and what the session has; None where that is not known."""
         self._span = ExitStack()  # of the revision that runs
 
     def back_up(self) -> None:
@@ -210,14 +219,17 @@ class _Run:
             for step in self.steps[self._done :]:
                 self._before(step)
                 yield step
-                self._span.close()  # it is committed
+                # It is committed, which can fail, too: deferred constraints wait for locks then.
+                self._span.close()
+                self._done += 1
+                self.record.is_ready = True
 
         self.migrations._migrations_fn = steps  # noqa: SLF001
         self.migrations.on_version_apply_callbacks = (
             *self.migrations.on_version_apply_callbacks,
             self._applied,
         )
-        with self.indexes.watched():
+        with self.indexes.watched(), self.record.watched():
             yield
 
     @contextmanager
@@ -260,6 +272,8 @@ class _Run:
             except DBAPIError as error:
                 if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE or self.own is None:
                     raise
+                # What the try set and made may be undone.
+                self._timeouts, self.record.is_ready = None, False
                 tries = 1 if self._done > done else tries + 1
                 self._pause_or_give_up(error, tries, self.own.blockers.take())
             else:
@@ -307,7 +321,9 @@ class _Run:
             for name in ("lock_timeout", "statement_timeout")
             if (value := getattr(module, name, None)) is not None
         }
-        set_timeouts(self.connection, self.options.model_copy(update=own))
+        wanted = self.options.model_copy(update=own) if own else self.options
+        if self._timeouts is None or self._timeouts[0] != wanted:
+            self._timeouts = (wanted, set_timeouts(self.connection, wanted))
 
     def _applied(self, *, step: MigrationInfo, **_: Any) -> None:
         """Record a revision; Alembic calls this in its transaction, before the commit."""
@@ -325,5 +341,6 @@ class _Run:
                 seconds=seconds,
                 backup=None if step.is_stamp else self._backup,
             )
-            record.write(self.connection, applied)
-        self._done += 1
+            left = self.record.write(applied)
+            if self._timeouts is not None and self._timeouts[1] != left:
+                self._timeouts = None  # the revision set others, which the next is not to run by
