@@ -1,6 +1,7 @@
 """The application: `uvicorn --app-dir src --factory main:create_app`."""
 
 import asyncio
+import gc
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
@@ -55,6 +56,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.schema = SchemaReader(probe, app.state.revisions, max_age=MAX_AGE, deadline=DEADLINE)
     metrics: Metrics | None = app.state.metrics
     pool: Any = engine.pool
+    # What was made until now stays: no collection has to look through it again, which under load
+    # takes a fifth of the time.
+    gc.freeze()
     async with metrics.watching(app.state.schema, pool) if metrics else nullcontext():
         yield
     await engine.dispose()

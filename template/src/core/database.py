@@ -217,6 +217,7 @@ def create_read_sessionmaker(
         bind,
         sync_session_class=ReadSession,
         join_transaction_mode="create_savepoint",
+        autoflush=False,
         expire_on_commit=False,
     )
 

@@ -1,8 +1,11 @@
 """Standard logging: readable lines in dev and test, one JSON object a line in prod."""
 
+import json
 import logging
 import logging.config
 import sys
+from collections.abc import Mapping, MutableMapping
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -16,31 +19,12 @@ def configure_logging(settings: Settings) -> None:
     """Set up logging, unless the caller has: a root logger with a handler is left alone."""
     if logging.getLogger().handlers:
         return
-    if settings.environment is Environment.PROD:
-        timestamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-        rendering: list[Any] = [
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(ensure_ascii=False),
-        ]
-    else:
-        timestamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
-        rendering = [structlog.dev.ConsoleRenderer(pad_event_to=0, colors=sys.stderr.isatty())]
-    formatter = {
-        "()": structlog.stdlib.ProcessorFormatter,
-        "foreign_pre_chain": [
-            structlog.stdlib.add_log_level,
-            structlog.stdlib.add_logger_name,
-            structlog.stdlib.ExtraAdder(),
-            timestamp,
-            _finish,
-        ],
-        "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
-    }
+    lines = JSONFormatter if settings.environment is Environment.PROD else _make_readable
     logging.config.dictConfig(
         {
             "version": 1,
             "disable_existing_loggers": False,
-            "formatters": {"default": formatter},
+            "formatters": {"default": {"()": lines}},
             "handlers": {
                 "stderr": {"class": "logging.StreamHandler", "formatter": "default"},
             },
@@ -58,10 +42,61 @@ def configure_logging(settings: Settings) -> None:
     )
 
 
-def _finish(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
-    event.pop("color_message", None)  # uvicorn's message again, in colour
-    if (current := request_id()) is not None:
-        event["request_id"] = current
-    if (trace := tracing.trace_id()) is not None:
-        event["trace_id"] = trace
-    return event
+class JSONFormatter(logging.Formatter):
+    """Makes one JSON object of a record: its message, what it was given as `extra`, its context.
+
+    Every request is a line: by structlog's formatter, which copies a record, they took a tenth of the
+    time of a request that reads a row.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        line = {"event": record.getMessage()}
+        line |= {
+            name: value for name, value in vars(record).items() if name not in _OF_EVERY_RECORD
+        }
+        line |= _context()
+        line["level"], line["logger"] = record.levelname.lower(), record.name
+        line["timestamp"] = datetime.fromtimestamp(record.created, UTC).isoformat()
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack"] = self.formatStack(record.stack_info)
+        return _encode(line)
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
+_OF_EVERY_RECORD = {
+    *vars(logging.makeLogRecord({})),
+    "message",
+    "asctime",
+    "color_message",  # uvicorn's message again, in colour
+}
+
+
+def _make_readable() -> logging.Formatter:
+    """Return what makes lines for people."""
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            structlog.stdlib.ExtraAdder(),
+            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+            _finish,
+        ],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.dev.ConsoleRenderer(pad_event_to=0, colors=sys.stderr.isatty()),
+        ],
+    )
+
+
+def _finish(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    event.pop("color_message", None)
+    return {**event, **_context()}
+
+
+def _context() -> dict[str, str]:
+    """Return what a line says of the request that it belongs to."""
+    context = {"request_id": request_id(), "trace_id": tracing.trace_id()}
+    return {name: value for name, value in context.items() if value is not None}
