@@ -39,7 +39,7 @@ users = Table(
 ONE = select(users).where(users.c.id == bindparam("id"))
 PAGE = select(users).order_by(users.c.id).limit(bindparam("limit"))
 PAGE_AFTER = PAGE.where(users.c.id > bindparam("after"))
-NEW = insert(users).returning(users.c.created_at, users.c.updated_at)
+NEW = insert(users).returning(users)
 
 
 @asynccontextmanager
@@ -70,7 +70,7 @@ async def create_user(data: UserCreate, request: Request, response: Response) ->
     async with request.app.state.engine.begin() as connection:
         row = (await connection.execute(NEW, values)).one()
     response.headers["Location"] = f"/users/{values['id']}"
-    return UserRead(**values, created_at=row.created_at, updated_at=row.updated_at)
+    return UserRead.model_validate(row)
 
 
 @app.get("/users")

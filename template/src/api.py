@@ -6,18 +6,19 @@ from core.apps import AppImportError, import_app_modules
 from core.health import router as health_router
 
 
-def create_router() -> APIRouter:
-    """Return all routes, apps in alphabetical order.
+def find_routers() -> list[APIRouter]:
+    """Return the routers, those of the apps in alphabetical order.
+
+    Not one that includes them all: each level has its price in each request.
 
     Raises:
         AppImportError: the router of an app fails to import.
     """
-    api = APIRouter()
-    api.include_router(health_router)
+    routers = [health_router]
     for module in import_app_modules("router"):
         router = getattr(module, "router", None)
         if isinstance(router, APIRouter):
-            api.include_router(router)
+            routers.append(router)
         elif module.__name__.endswith(".router"):
             raise AppImportError(f"{module.__file__}: defines no `router`, an APIRouter")
-    return api
+    return routers

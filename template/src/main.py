@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from api import create_router
+from api import find_routers
 from core import tracing
 from core.apps import AppImportError
 from core.config import Environment, Pooler, Settings, SettingsError, get_settings
@@ -73,7 +73,7 @@ def create_app() -> FastAPI:
         configure_logging(settings)
         settings.url  # noqa: B018 - starts the project's own server, if there is none to use
         import_models()  # a foreign key may point to an app that has no routes
-        router = create_router()
+        routers = find_routers()
         revisions = Revisions.load()
     except (AppImportError, EmbeddedPostgresError, MigrationError, SettingsError) as error:
         sys.exit(str(error))
@@ -91,12 +91,14 @@ def create_app() -> FastAPI:
         responses={"default": {"model": Problem, "description": "Any error"}},
     )
     app.state.revisions = revisions
-    app.state.metrics = _make_metrics(settings)
-    app.include_router(router)
+    metrics = app.state.metrics = _make_metrics(settings)
+    for router in routers:
+        app.include_router(router)
     add_error_handlers(app)
-    if app.state.metrics is not None:
-        app.state.metrics.add_to(app)
-    app.add_middleware(RequestIDMiddleware)  # the last one added is the outermost
+    if metrics is not None:
+        metrics.add_to(app)
+    # The last one added is the outermost.
+    app.add_middleware(RequestIDMiddleware, count=metrics.count if metrics else None)
     return app
 
 

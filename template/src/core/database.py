@@ -182,17 +182,26 @@ def create_sessionmaker(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]
 
 
 class ReadSession(Session):
-    """A session that does not write."""
+    """A session that does not write.
+
+    What was added to it, changed or deleted raises `ReadOnlyError`, at the latest when it is closed.
+    """
 
     def flush(self, objects: Any = None) -> None:
-        """Refuse to write what was added, changed or deleted.
+        """Refuse to write."""
+        self._refuse()
+        super().flush(objects)
 
-        Raises:
-            ReadOnlyError: something was.
-        """
+    def close(self) -> None:
+        """Give the connection back."""
+        try:
+            self._refuse()
+        finally:
+            super().close()
+
+    def _refuse(self) -> None:
         if self.new or self.dirty or self.deleted:
             raise ReadOnlyError("a session for reading was given rows to write; use SessionDep")
-        super().flush(objects)
 
 
 @event.listens_for(ReadSession, "do_orm_execute")

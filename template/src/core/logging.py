@@ -30,8 +30,9 @@ def configure_logging(settings: Settings) -> None:
             },
             "root": {"level": settings.log_level, "handlers": ["stderr"]},
             "loggers": {
-                # Its lines come without a request id; core.request_id writes them instead.
-                "uvicorn.access": {"level": "WARNING"},
+                # Its lines come without a request id; core.request_id writes them instead. With no
+                # handler, uvicorn does not make them.
+                "uvicorn.access": {"handlers": [], "propagate": False},
                 "uvicorn": {"handlers": [], "propagate": True},
                 # Alembic prints these errors itself.
                 "alembic.util.messaging": {"level": "CRITICAL"},

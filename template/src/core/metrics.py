@@ -6,7 +6,6 @@ explains each metric.
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import asynccontextmanager, suppress
@@ -29,7 +28,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from core.config import Settings
 from core.database import Pool
@@ -63,36 +62,6 @@ IN_USE = _pool_gauge("in_use_connections", "Connections that requests have.")
 IDLE = _pool_gauge("idle_connections", "Connections that are open and free.")
 WAITING = _pool_gauge("waiting_requests", "Requests that wait for a connection.")
 MAXIMUM = _pool_gauge("max_connections", "Connections that may be open at once.")
-
-
-class MetricsMiddleware:
-    """Count each request, and how long it took."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        status = 500
-        started = time.perf_counter()
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_and_note)
-        finally:
-            # Labels whose values a caller could choose would have no end.
-            method = scope["method"] if scope["method"] in _METHODS else "other"
-            requests, durations = _of(method, _template(scope), status)
-            requests.inc()
-            durations.observe(time.perf_counter() - started)
 
 
 def _template(scope: Scope) -> str:
@@ -201,9 +170,16 @@ class Metrics:
             ProcessCollector(registry=self._registry)
             PlatformCollector(registry=self._registry)
 
+    def count(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count a request that was answered, and how long it took."""
+        # Labels whose values a caller could choose would have no end.
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        requests, durations = _of(method, _template(scope), status)
+        requests.inc()
+        durations.observe(seconds)
+
     def add_to(self, app: FastAPI) -> None:
-        """Count the application's requests, and answer /metrics unless it has a port of its own."""
-        app.add_middleware(MetricsMiddleware)
+        """Let the application answer /metrics, unless there is a port of its own for it."""
         if self._settings.metrics_port is None:
             app.add_api_route(PATH, self._answer, include_in_schema=False)
 

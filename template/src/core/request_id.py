@@ -4,6 +4,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from contextvars import ContextVar
 from http import HTTPStatus
 from urllib.parse import quote
@@ -13,6 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core import tracing
 
 HEADER = b"x-request-id"
+
+Count = Callable[[Scope, int, float], None]
+"""Takes a request that was answered, the status, and seconds."""
 
 logger = logging.getLogger("service.access")
 
@@ -26,13 +30,14 @@ def request_id() -> str | None:
 
 
 class RequestIDMiddleware:
-    """Take the caller's request id or make one, send it back, and log the request.
+    """Take the caller's request id or make one, send it back; log the request, and have it counted.
 
     A probe that was answered well is logged for DEBUG only: there is one every few seconds.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, count: Count | None) -> None:
         self.app = app
+        self.count = count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -58,6 +63,8 @@ class RequestIDMiddleware:
             await self.app(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
+            if self.count is not None:
+                self.count(scope, status, seconds)
             _log(scope["method"], scope["path"], status, seconds)
             _current.reset(token)
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from tests.support import make_client, started_app
 
 from core.database_url import DatabaseURL
-from core.dependencies import ReadSessionDep, SessionDep
+from core.dependencies import ReadSessionsDep, SessionDep
 
 
 class Base(DeclarativeBase):
@@ -28,25 +28,29 @@ class Thing(Base):
 
 def add_routes(app: FastAPI) -> None:
     @app.get("/test/times")
-    async def times(session: ReadSessionDep) -> list[str]:
+    async def times(read: ReadSessionsDep) -> list[str]:
         query = text("SELECT now()::text")
-        return [str(await session.scalar(query)) for _ in range(2)]
+        async with read() as session:
+            return [str(await session.scalar(query)) for _ in range(2)]
 
     @app.get("/test/count")
-    async def count(session: ReadSessionDep) -> int:
-        return int(await session.scalar(text("SELECT count(*) FROM test_things")) or 0)
+    async def count(read: ReadSessionsDep) -> int:
+        async with read() as session:
+            return int(await session.scalar(text("SELECT count(*) FROM test_things")) or 0)
 
     @app.post("/test/things/{number}")
     async def add(number: int, session: SessionDep) -> None:
         session.add(Thing(id=number))
 
     @app.post("/test/lost/{number}")
-    async def add_to_read_session(number: int, session: ReadSessionDep) -> None:
-        session.add(Thing(id=number))
+    async def add_to_read_session(number: int, read: ReadSessionsDep) -> None:
+        async with read() as session:
+            session.add(Thing(id=number))
 
     @app.post("/test/inserted/{number}")
-    async def insert_by_read_session(number: int, session: ReadSessionDep) -> None:
-        await session.execute(insert(Thing), {"id": number})
+    async def insert_by_read_session(number: int, read: ReadSessionsDep) -> None:
+        async with read() as session:
+            await session.execute(insert(Thing), {"id": number})
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from sqlalchemy import Row
 from apps.users import service
 from apps.users.models import User
 from apps.users.schemas import UserCreate, UserPage, UserRead, UserUpdate
-from core.dependencies import ReadSessionDep, SessionDep
+from core.dependencies import ReadSessionsDep, SessionDep
 
 router = APIRouter(prefix="/users", tags=["users"])
 
@@ -27,19 +27,21 @@ async def create_user(
 
 @router.get("")
 async def list_users(
-    session: ReadSessionDep,
+    read: ReadSessionsDep,
     limit: Annotated[int, Query(ge=1, le=100)] = 50,
     after: uuid.UUID | None = None,
 ) -> UserPage:
     """List users, oldest first. `next` of a page is `after` of the following one."""
-    users, following = await service.list_users(session, limit=limit, after=after)
+    async with read() as session:
+        users, following = await service.list_users(session, limit=limit, after=after)
     return UserPage.model_validate({"items": users, "next": following})
 
 
 @router.get("/{user_id}", response_model=UserRead)
-async def get_user(user_id: uuid.UUID, session: ReadSessionDep) -> Row[Any]:
+async def get_user(user_id: uuid.UUID, read: ReadSessionsDep) -> Row[Any]:
     """Return a user."""
-    return await service.read_user(session, user_id)
+    async with read() as session:
+        return await service.read_user(session, user_id)
 
 
 @router.patch("/{user_id}", response_model=UserRead)
