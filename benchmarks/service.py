@@ -104,11 +104,11 @@ class Load:
 
     def rate(self, server: Server, requests: Sequence[dict[str, Any]]) -> Sample:
         """Return how many requests a second are answered."""
-        return Sample(self.run(server, requests)["rate"])
+        return Sample(self.run(server, requests)["rate"], server.memory())
 
     def p99(self, server: Server, requests: Sequence[dict[str, Any]], rate: float) -> Sample:
         """Return the milliseconds that 99 of 100 answers take at most, at a steady rate."""
-        return Sample(self.run(server, requests, rate)["p99"])
+        return Sample(self.run(server, requests, rate)["p99"], server.memory())
 
 
 class Contest:

@@ -19,12 +19,28 @@ def configure_logging(settings: Settings) -> None:
     """Set up logging, unless the caller has: a root logger with a handler is left alone."""
     if logging.getLogger().handlers:
         return
-    lines = JSONFormatter if settings.environment is Environment.PROD else _make_readable
+    formatter: dict[str, Any]
+    if settings.environment is Environment.PROD:
+        formatter = {"()": JSONFormatter}
+    else:
+        timestamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
+        rendering = [structlog.dev.ConsoleRenderer(pad_event_to=0, colors=sys.stderr.isatty())]
+        formatter = {
+            "()": structlog.stdlib.ProcessorFormatter,
+            "foreign_pre_chain": [
+                structlog.stdlib.add_log_level,
+                structlog.stdlib.add_logger_name,
+                structlog.stdlib.ExtraAdder(),
+                timestamp,
+                _finish,
+            ],
+            "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+        }
     logging.config.dictConfig(
         {
             "version": 1,
             "disable_existing_loggers": False,
-            "formatters": {"default": {"()": lines}},
+            "formatters": {"default": formatter},
             "handlers": {
                 "stderr": {"class": "logging.StreamHandler", "formatter": "default"},
             },
@@ -73,23 +89,6 @@ _OF_EVERY_RECORD = {
     "asctime",
     "color_message",  # uvicorn's message again, in colour
 }
-
-
-def _make_readable() -> logging.Formatter:
-    """Return what makes lines for people."""
-    return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[
-            structlog.stdlib.add_log_level,
-            structlog.stdlib.add_logger_name,
-            structlog.stdlib.ExtraAdder(),
-            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
-            _finish,
-        ],
-        processors=[
-            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            structlog.dev.ConsoleRenderer(pad_event_to=0, colors=sys.stderr.isatty()),
-        ],
-    )
 
 
 def _finish(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
