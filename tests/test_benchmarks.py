@@ -81,4 +81,4 @@ async def orders() -> None:
 """,
     )
     refused = project.make("bench-app", "ONLY=orders", expect=2)
-    assert "GET /orders was answered with 418" in refused.stderr
+    assert "GET /orders is not measured: its answer is 418" in refused.stderr

@@ -34,6 +34,15 @@ LIVE = "GET /health/live"
 WARM_UP = 1.0
 """Seconds before each measurement; a new server opens its connections then."""
 _WRITTEN = ROOT / "benchmarks" / "last.json"
+_NOT_ITS_OWN = (
+    "DATABASE_POOLER",
+    "METRICS_PORT",
+    "MIGRATION_DATABASE_URL",
+    "PROMETHEUS_MULTIPROC_DIR",
+    "SQLALCHEMY_DATABASE_URI",
+    "WEB_CONCURRENCY",
+)
+"""Variables that are left out of its environment."""
 _NUMBERS = 10**9
 """Of requests: each load has this many of its own, so that no row is made twice."""
 
@@ -64,7 +73,17 @@ class Tree:
         with httpx.Client(
             base_url=f"http://127.0.0.1:{server.port}", trust_env=False, timeout=30
         ) as client:
-            self.routes = {**_plain_routes(client), **_own_routes(client)}
+            plain = {f"GET {path}": path for path in _plain_paths(client)}
+            self.routes = _own_routes(client)
+            faults = {
+                route: _fault(client, path)
+                for route, path in plain.items()
+                if route not in self.routes
+            }
+        self.left_out = {route: fault for route, fault in faults.items() if fault}
+        self.routes |= {
+            route: [Request("GET", plain[route])] for route, fault in faults.items() if not fault
+        }
         self.figures = {name: Figures() for name in self.routes}
         self._loads = 0
 
@@ -101,14 +120,23 @@ class Tree:
         return result
 
 
-def _plain_routes(client: httpx.Client) -> dict[str, list[Request]]:
-    """Return each GET of the API that needs no parameter."""
-    paths = client.get("/openapi.json").raise_for_status().json()["paths"]
-    return {
-        f"GET {path}": [Request("GET", path)]
-        for path, methods in paths.items()
+def _plain_paths(client: httpx.Client) -> list[str]:
+    """Return the path of each GET of the API that needs no parameter."""
+    api = client.get("/openapi.json")
+    return [
+        path
+        for path, methods in (api.json()["paths"].items() if api.is_success else ())
         if "get" in methods and not _needs_parameter(methods["get"])
-    }
+    ]
+
+
+def _fault(client: httpx.Client, path: str) -> str:
+    """Return why a GET can't be measured, because somebody has to log in for example."""
+    try:
+        response = client.get(path, timeout=5)
+    except httpx.HTTPError as error:
+        return type(error).__name__
+    return "" if response.is_success else str(response.status_code)
 
 
 def _needs_parameter(operation: Mapping[str, list[dict[str, object]]]) -> bool:
@@ -145,8 +173,9 @@ def _tree(folder: Path, url: DatabaseURL) -> Iterator[Tree]:
         "DATABASE_URL": url.libpq,
         "MIGRATION_BACKUP": "off",
         "ENVIRONMENT": "prod",
+        "OTEL_SDK_DISABLED": "true",
     }
-    for name in ("SQLALCHEMY_DATABASE_URI", "MIGRATION_DATABASE_URL", "DATABASE_POOLER"):
+    for name in _NOT_ITS_OWN:
         environment.pop(name, None)
     migrated = subprocess.run(
         [sys.executable, "-m", "alembic", "upgrade", "head"],
@@ -157,7 +186,8 @@ def _tree(folder: Path, url: DatabaseURL) -> Iterator[Tree]:
         check=False,
     )
     if migrated.returncode != 0:
-        raise BenchmarkError(f"its migrations fail: {migrated.stderr.strip()}")
+        where = "here" if folder == ROOT else "at BASE"
+        raise BenchmarkError(f"the migrations {where} fail: {migrated.stderr.strip()}")
     with serving("--factory", "main:create_app", folder=folder, environment=environment) as server:
         yield Tree(server)
 
@@ -194,6 +224,9 @@ def measure(*, only: str, base: str, seconds: float, rounds: int) -> dict[str, d
             )
             for key, folder in folders.items()
         }
+        for route, fault in trees["now"].left_out.items():
+            if only in route:
+                print(f"{route} is not measured: its answer is {fault}", file=sys.stderr)
         routes = [route for route in trees["now"].routes if only in route]
         if not routes:
             raise BenchmarkError(

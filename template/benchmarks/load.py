@@ -30,6 +30,8 @@ class Request:
     path: str
     body: Any = None
     """What is sent as JSON, if anything."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Further ones, `(("Authorization", "Bearer ..."),)` for example."""
 
     def encode(self) -> list[bytes]:
         """Return the bytes to send, cut where the number belongs."""
@@ -37,6 +39,7 @@ class Request:
         # The number always takes as many bytes as its place would with this one.
         length = len(body.replace(PLACE, b"0" * _DIGITS))
         head = f"{self.method} {self.path} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n".encode()
+        head += "".join(f"{name}: {value}\r\n" for name, value in self.headers).encode()
         if self.body is not None:
             head += f"Content-Type: application/json\r\nContent-Length: {length}\r\n".encode()
         return (head + b"\r\n" + body).split(PLACE)

@@ -57,10 +57,12 @@ def serving(
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    address = ("--host", "127.0.0.1", "--port", str(port))
+    address = ("--host", "127.0.0.1", "--port", str(port), "--workers", "1")
+    # A connection that has to wait for its next request is not closed; what hangs is not waited for.
+    limits = ("--timeout-keep-alive", "120", "--timeout-graceful-shutdown", "5")
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [python, "-m", "uvicorn", *address, *arguments],
+            [python, "-m", "uvicorn", *address, *limits, *arguments],
             cwd=folder,
             env=environment,
             stdout=log,
@@ -77,7 +79,11 @@ def serving(
             yield Server(process, port)
         finally:
             process.terminate()
-            process.wait()
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _is_ready(port: int, path: str) -> bool:

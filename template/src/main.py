@@ -58,7 +58,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     pool: Any = engine.pool
     # What was made until now stays: no collection has to look through it again, which under load
     # takes a fifth of the time.
-    gc.freeze()
+    if gc.get_freeze_count() == 0:  # once in a process, whatever is started in it
+        gc.freeze()
     async with metrics.watching(app.state.schema, pool) if metrics else nullcontext():
         yield
     await engine.dispose()

@@ -53,6 +53,7 @@ def migrated_name(connection: Connection, config: Config, *, src: Path = ROOT / 
     for folder in (Path(script.dir), *script._version_locations):  # noqa: SLF001
         contents |= _read(folder)
     others = {entry.stem.encode() for entry in src.iterdir()} - {b"core", b"__pycache__"}
+    others.add(b"models")  # of core, which has all tables
     imports_more = any(_imports(text, others) for text in contents.values())
     contents |= _read(src if imports_more else src / "core")
     tests = Path(__file__).parent

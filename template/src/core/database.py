@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from types import TracebackType
 from typing import Any
 
 import asyncpg
@@ -154,8 +155,8 @@ def _check_connections(engine: Engine) -> None:
     """Let the pool replace connections that were closed, and those that do not answer.
 
     SQLAlchemy's `pool_pre_ping` asks the server before each use, in three round trips. asyncpg knows
-    by itself of a connection that the server closed; one that was cut off in silence is found by
-    asking, and only where it has been idle.
+    by itself of a connection that the server closed; others are asked only where they have been idle.
+    One that was cut off in silence fails then, after the engine's command timeout.
     """
 
     @event.listens_for(engine, "checkin")
@@ -182,26 +183,45 @@ def create_sessionmaker(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]
 
 
 class ReadSession(Session):
-    """A session that does not write.
-
-    What was added to it, changed or deleted raises `ReadOnlyError`, at the latest when it is closed.
-    """
+    """What an `AsyncReadSession` is made around."""
 
     def flush(self, objects: Any = None) -> None:
         """Refuse to write."""
-        self._refuse()
+        self.refuse_to_write()
         super().flush(objects)
 
-    def close(self) -> None:
-        """Give the connection back."""
-        try:
-            self._refuse()
-        finally:
-            super().close()
-
-    def _refuse(self) -> None:
+    def refuse_to_write(self) -> None:
+        """Raise `ReadOnlyError` where something was added, changed or deleted."""
         if self.new or self.dirty or self.deleted:
             raise ReadOnlyError("a session for reading was given rows to write; use SessionDep")
+
+
+class AsyncReadSession(AsyncSession):
+    """A session that does not write what was added to it, changed or deleted: it refuses.
+
+    It refuses INSERT, UPDATE and DELETE, too; but what is in a `text()`, or in a function that is
+    called, it does not know, and that is committed at once.
+    """
+
+    sync_session_class = ReadSession
+    sync_session: ReadSession
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the connection back.
+
+        Raises:
+            ReadOnlyError: something would be lost.
+        """
+        try:
+            if kind is None:
+                self.sync_session.refuse_to_write()
+        finally:
+            await super().__aexit__(kind, error, trace)
 
 
 @event.listens_for(ReadSession, "do_orm_execute")
@@ -214,7 +234,7 @@ def _refuse_to_write(state: ORMExecuteState) -> None:
 
 def create_read_sessionmaker(
     bind: AsyncEngine | AsyncConnection,
-) -> async_sessionmaker[AsyncSession]:
+) -> async_sessionmaker[AsyncReadSession]:
     """Return what makes the sessions of requests that only read.
 
     On an engine, each statement stands by itself: no transaction is begun and none is ended, which
@@ -224,7 +244,7 @@ def create_read_sessionmaker(
         bind = bind.execution_options(isolation_level="AUTOCOMMIT")
     return async_sessionmaker(
         bind,
-        sync_session_class=ReadSession,
+        class_=AsyncReadSession,
         join_transaction_mode="create_savepoint",
         autoflush=False,
         expire_on_commit=False,

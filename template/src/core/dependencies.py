@@ -6,6 +6,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from core.database import AsyncReadSession
+
 
 async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
     """Give a request its session: committed once at the end, rolled back on any error."""
@@ -20,12 +22,12 @@ async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
 
 
-async def get_read_sessions(request: Request) -> async_sessionmaker[AsyncSession]:
+async def get_read_sessions(request: Request) -> async_sessionmaker[AsyncReadSession]:
     """Give a route what makes sessions to read with: `async with read() as session`."""
-    sessionmaker: async_sessionmaker[AsyncSession] = request.app.state.read_sessionmaker
+    sessionmaker: async_sessionmaker[AsyncReadSession] = request.app.state.read_sessionmaker
     return sessionmaker
 
 
 # Not a session, as above: FastAPI's part in closing one takes as long as the database's in reading a
 # row, and here the connection is free again before the answer is made.
-ReadSessionsDep = Annotated[async_sessionmaker[AsyncSession], Depends(get_read_sessions)]
+ReadSessionsDep = Annotated[async_sessionmaker[AsyncReadSession], Depends(get_read_sessions)]

@@ -68,13 +68,12 @@ class JSONFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        line = {"event": record.getMessage()}
-        line |= {
-            name: value for name, value in vars(record).items() if name not in _OF_EVERY_RECORD
-        }
+        line = {name: value for name, value in vars(record).items() if name not in _OF_EVERY_RECORD}
+        line["event"] = record.getMessage()
         line |= _context()
         line["level"], line["logger"] = record.levelname.lower(), record.name
-        line["timestamp"] = datetime.fromtimestamp(record.created, UTC).isoformat()
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")
+        line["timestamp"] = time.replace("+00:00", "Z")
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         if record.stack_info:

@@ -14,6 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core import tracing
 
 HEADER = b"x-request-id"
+PROBES = frozenset({"/health/live", "/health/ready", "/metrics"})
+"""What machines ask all the time."""
 
 Count = Callable[[Scope, int, float], None]
 """Takes a request that was answered, the status, and seconds."""
@@ -63,14 +65,14 @@ class RequestIDMiddleware:
             await self.app(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
+            _log(scope["method"], scope["path"], status, seconds)
             if self.count is not None:
                 self.count(scope, status, seconds)
-            _log(scope["method"], scope["path"], status, seconds)
             _current.reset(token)
 
 
 def _log(method: str, path: str, status: int, seconds: float) -> None:
-    quiet = path.startswith(tracing.PROBES) and status < HTTPStatus.BAD_REQUEST
+    quiet = path in PROBES and status < HTTPStatus.BAD_REQUEST
     level = logging.DEBUG if quiet else logging.INFO
     if logger.isEnabledFor(level):
         duration = {"duration_ms": round(seconds * 1000, 1)}

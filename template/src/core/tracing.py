@@ -26,14 +26,13 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from starlette.datastructures import URL
 
-PROBES = ("/health/", "/metrics")
-"""How the paths begin that machines ask all the time. They are not traced."""
 LONGEST_FLUSH = 2.0
 """Seconds that the end of a process waits for the collector."""
 
 logger = logging.getLogger(__name__)
 
 _tracer = trace.get_tracer("core.tracing")
+_NOT_TRACED = "/health/,/metrics"
 # What is quoted, with $$ too, is replaced. Comments and "names" are matched only so that a quote in
 # them begins nothing.
 _LITERAL = re.compile(
@@ -136,7 +135,7 @@ def excluded_urls() -> list[re.Pattern[str]]:
     # The variables that OpenTelemetry's own instrumentation of FastAPI reads.
     given = os.environ.get("OTEL_PYTHON_FASTAPI_EXCLUDED_URLS")
     if given is None:
-        given = os.environ.get("OTEL_PYTHON_EXCLUDED_URLS", ",".join(PROBES))
+        given = os.environ.get("OTEL_PYTHON_EXCLUDED_URLS", _NOT_TRACED)
     return [re.compile(pattern.strip()) for pattern in given.split(",") if pattern.strip()]
 
 

@@ -14,6 +14,7 @@ from tests.support import make_client, started_app
 
 from core.database_url import DatabaseURL
 from core.dependencies import ReadSessionsDep, SessionDep
+from core.errors import NotFoundError
 
 
 class Base(DeclarativeBase):
@@ -46,6 +47,12 @@ def add_routes(app: FastAPI) -> None:
     async def add_to_read_session(number: int, read: ReadSessionsDep) -> None:
         async with read() as session:
             session.add(Thing(id=number))
+
+    @app.get("/test/missing/{number}")
+    async def miss(number: int, read: ReadSessionsDep) -> None:
+        async with read() as session:
+            session.add(Thing(id=number))
+            raise NotFoundError("there is no such thing")
 
     @app.post("/test/inserted/{number}")
     async def insert_by_read_session(number: int, read: ReadSessionsDep) -> None:
@@ -80,6 +87,10 @@ async def test_a_session_for_reading_refuses_to_write(
     assert (await live.post(path)).status_code == 500
     assert "use SessionDep" in caplog.text
     assert (await live.get("/test/count")).json() == 0
+
+
+async def test_what_went_wrong_before_is_what_is_said(live: httpx.AsyncClient) -> None:
+    assert (await live.get("/test/missing/1")).status_code == 404
 
 
 async def test_connections_that_the_server_closed_are_replaced_without_an_error(

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -389,6 +390,7 @@ def test_prod_logs_one_json_object_a_line(
     assert record["event"] == "it failed"
     assert (record["level"], record["logger"], record["order"]) == ("error", "mine", 7)
     assert "ValueError: broken" in record["exception"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", record["timestamp"])
 
 
 def test_dev_logs_for_people(log_lines: Callable[[Environment], list[str]]) -> None:

@@ -195,6 +195,7 @@ def test_what_migrations_are_made_of_changes_the_name(sources: Sources, file: st
     [
         ("from apps.users.models import User", True),
         ("import json, apps.users", True),
+        ("from core.models import Base, import_models", True),
         ('users = importlib.import_module("apps.users.models")', True),
         ("from core.config import get_settings", False),
         ("# apps", False),
