@@ -54,7 +54,7 @@ def test_the_routes_of_a_project_are_measured_beside_another_commit(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["ONLY=/orders"], "ONLY=/orders: there is no such route; there are GET /health/live"),
+        (["ONLY=/orders"], "ONLY=/orders: there is no such route; there are GET /users"),
         (["BASE=nowhere"], "BASE=nowhere: there is no such branch or commit"),
     ],
 )
