@@ -46,8 +46,8 @@ def measure(bench: Benchmark, project: Folder) -> None:
             )
         finally:
             _delete(copied)
-    bench.add(Row("copier copy", "s", copies["floor"], copies["project"], at_most=3))
-    bench.add(Row("copier copy, and make test", "s", first["floor"], first["project"], at_most=2))
+    bench.add(Row.of("copier copy", "s", copies, at_most=3))
+    bench.add(Row.of("copier copy, and make test", "s", first, at_most=2))
 
 
 def _working_tree() -> dict[str, bytes]:

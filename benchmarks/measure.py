@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Self
 
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes: what `ru_maxrss` counts in."""
@@ -41,6 +42,11 @@ class Row:
     """The target of a figure of which less is better."""
     difference: tuple[float, str] | None = None
     """The result and its unit, where it is not the ratio of the project to the floor."""
+
+    @classmethod
+    def of(cls, measure: str, unit: str, measured: Mapping[str, Sample], **target: Any) -> Self:
+        """Return the line of what was `interleaved` as `floor` and `project`."""
+        return cls(measure, unit, measured["floor"], measured["project"], **target)
 
     @property
     def result(self) -> tuple[float, str]:

@@ -231,7 +231,9 @@ def _from_empty(bench: Benchmark, sides: Mapping[str, _Side], number: int) -> No
     interleaved(runs, 1)  # the byte code is written
     if number > 1:
         measured = interleaved(runs, bench.of(3, 1))
-        bench.add(_row(f"upgrade head from empty, {number} revisions", measured, 1.15))
+        bench.add(
+            Row.of(f"upgrade head from empty, {number} revisions", "s", measured, at_most=1.15)
+        )
 
 
 def _nothing_to_do(bench: Benchmark, sides: Mapping[str, _Side], number: int) -> None:
@@ -247,7 +249,7 @@ def _nothing_to_do(bench: Benchmark, sides: Mapping[str, _Side], number: int) ->
             "project": partial(sides["project"].python, *ours),
         }
         measured = interleaved(runs, bench.of(7, 1))
-        bench.add(_row(f"{name}, {number} revisions", measured, at_most))
+        bench.add(Row.of(f"{name}, {number} revisions", "s", measured, at_most=at_most))
 
 
 def _each_measure(bench: Benchmark, sides: Mapping[str, _Side], number: int) -> None:
@@ -322,8 +324,4 @@ def _check(bench: Benchmark, sides: Mapping[str, _Side]) -> None:
         measured = interleaved(runs, bench.of(7, 1))
     finally:
         shutil.rmtree(app)
-    bench.add(_row(f"check, {number} tables", measured, 1.1))
-
-
-def _row(name: str, measured: Mapping[str, Sample], at_most: float | None) -> Row:
-    return Row(name, "s", measured["floor"], measured["project"], at_most=at_most)
+    bench.add(Row.of(f"check, {number} tables", "s", measured, at_most=1.1))

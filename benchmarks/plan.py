@@ -4,7 +4,7 @@ import time
 from textwrap import dedent
 
 from benchmarks.measure import Benchmark, Row, Sample, interleaved
-from benchmarks.projects import Folder, database_url
+from benchmarks.projects import Folder, database_url, revisions
 
 TABLES_REVISION = """
 from alembic import op
@@ -65,12 +65,9 @@ UNSAFE = 3
 def measure(bench: Benchmark, project: Folder) -> None:
     """Measure the plan of many revisions against running them."""
     tables, pending = bench.of(200, 20), bench.of(50, 5)
-    versions = project.path / "migrations" / "versions"
-    written = [versions / "tables.py", *(versions / f"p{n}.py" for n in range(pending))]
-    written[0].write_text(TABLES_REVISION.format(tables=tables), encoding="utf-8")
-    for n, file in enumerate(written[1:]):
-        parent = f"p{n - 1}" if n else "tables"
-        file.write_text(PENDING_REVISION.format(n=n, parent=parent), encoding="utf-8")
+    texts = {"tables": TABLES_REVISION.format(tables=tables)}
+    for n in range(pending):
+        texts[f"p{n}"] = PENDING_REVISION.format(n=n, parent=f"p{n - 1}" if n else "tables")
     url = database_url(project, "by_hand")
 
     def by_hand() -> Sample:
@@ -84,19 +81,9 @@ def measure(bench: Benchmark, project: Folder) -> None:
     def rehearse() -> Sample:
         return project.measure("-m", "core.migrations", "plan", allowed=UNSAFE)
 
-    try:
+    with revisions(project, texts):
         project.run(project.python, "-m", "alembic", "upgrade", "tables")
         measured = interleaved({"floor": by_hand, "project": rehearse}, bench.of(3, 1))
         project.run(project.python, "-m", "alembic", "downgrade", "3f1c9b7d5a20")
-    finally:
-        for file in written:
-            file.unlink()
-    bench.add(
-        Row(
-            f"{pending} revisions, {tables} tables: by hand, plan",
-            "s",
-            floor=measured["floor"],
-            project=measured["project"],
-            at_most=2,
-        )
-    )
+    name = f"{pending} revisions, {tables} tables: by hand, plan"
+    bench.add(Row.of(name, "s", measured, at_most=2))

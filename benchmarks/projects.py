@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from copier import run_copy
@@ -81,6 +83,20 @@ def render(target: Path, **answers: object) -> Folder:
     project = Folder(target, target / ".venv" / "bin" / "python", environment)
     project.run("make", "migrate-up")
     return project
+
+
+@contextmanager
+def revisions(project: Folder, texts: Mapping[str, str]) -> Iterator[None]:
+    """Let the project have further revisions until the block ends; `texts` are by name."""
+    versions = project.path / "migrations" / "versions"
+    files = {versions / f"{name}.py": text for name, text in texts.items()}
+    try:
+        for file, text in files.items():
+            file.write_text(text, encoding="utf-8")
+        yield
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
 
 
 def database_url(project: Folder, database: str) -> str:

@@ -134,7 +134,7 @@ class Contest:
                 who: partial(self.load.rate, server, sent) for who, server in servers.items()
             }
             best = rates[name] = interleaved(contest, self.rounds)
-            self.bench.add(Row(name, "/s", best["floor"], best["project"], at_least=0.7))
+            self.bench.add(Row.of(name, "/s", best, at_least=0.7))
             self.bench.add(
                 Row("  of Starlette + asyncpg", "/s", best["starlette"], best["project"])
             )
@@ -150,7 +150,7 @@ class Contest:
             }
             waits = interleaved(contest, self.rounds)
             what = f"p99 of {name}, half the rate"
-            self.bench.add(Row(what, "ms", waits["floor"], waits["project"], at_most=1.5))
+            self.bench.add(Row.of(what, "ms", waits, at_most=1.5))
 
     def live(self, ours: Server, constant: Server) -> None:
         """Measure the route that does nothing."""
@@ -160,7 +160,7 @@ class Contest:
             "floor": partial(self.load.rate, constant, sent),
         }
         rates = interleaved(contest, self.rounds)
-        self.bench.add(Row("/health/live", "/s", rates["floor"], rates["project"], at_least=0.8))
+        self.bench.add(Row.of("/health/live", "/s", rates, at_least=0.8))
 
 
 def measure(bench: Benchmark, project: Folder) -> None:
@@ -203,6 +203,4 @@ def _measure_start(bench: Benchmark, project: Folder, variables: dict[str, str])
         "project": partial(seconds, "main:create_app", "--factory"),
     }
     starts = interleaved(contest, bench.of(5, 1))
-    bench.add(
-        Row("start until /health/ready", "s", starts["floor"], starts["project"], at_most=1.5)
-    )
+    bench.add(Row.of("start until /health/ready", "s", starts, at_most=1.5))

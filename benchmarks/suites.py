@@ -3,7 +3,7 @@
 from functools import partial
 
 from benchmarks.measure import Benchmark, Row, Sample, interleaved
-from benchmarks.projects import Folder
+from benchmarks.projects import Folder, revisions
 
 PLAIN = """\
 from apps.users.models import User
@@ -96,54 +96,32 @@ def _measure_tests(bench: Benchmark, project: Folder) -> None:
         return interleaved(things, bench.of(5, 1))
 
     _run(project, ON_DATABASE.format(n=0))  # the migrations; below is what their first run costs
+
+    def on_top(measured: dict[str, Sample]) -> float:
+        return measured["project"].value - measured["floor"].value
+
     one = run(1)
-    fixed = one["project"].value - one["floor"].value
-    bench.add(
-        Row(
-            "pytest: one plain test, one on the database",
-            "s",
-            floor=one["floor"],
-            project=one["project"],
-            difference=(fixed, "s"),
-            at_most=3,
-        )
-    )
+    name = "pytest: one plain test, one on the database"
+    bench.add(Row.of(name, "s", one, difference=(on_top(one), "s"), at_most=3))
     many = run(tests)
-    each = (many["project"].value - many["floor"].value - fixed) / (tests - 1) * 1000
-    bench.add(
-        Row(
-            f"pytest: {tests} plain tests, {tests} on it",
-            "s",
-            floor=many["floor"],
-            project=many["project"],
-            difference=(each, "ms"),
-            at_most=5,
-        )
-    )
+    each = (on_top(many) - on_top(one)) / (tests - 1) * 1000
+    name = f"pytest: {tests} plain tests, {tests} on it"
+    bench.add(Row.of(name, "s", many, difference=(each, "ms"), at_most=5))
     parallel = run(tests, "-n", "2")
-    bench.add(
-        Row(
-            f"pytest -n 2: {tests} plain tests, {tests} on it",
-            "s",
-            floor=parallel["floor"],
-            project=parallel["project"],
-            difference=(parallel["project"].value - parallel["floor"].value, "s"),
-            at_most=3,
-        )
-    )
+    name = f"pytest -n 2: {tests} plain tests, {tests} on it"
+    bench.add(Row.of(name, "s", parallel, difference=(on_top(parallel), "s"), at_most=3))
 
 
 def _measure_second_run(bench: Benchmark, project: Folder) -> None:
     number = bench.of(1000, 10)
-    versions = project.path / "migrations" / "versions"
-    written = [versions / f"b{n}.py" for n in range(number)]
-    for n, file in enumerate(written):
+    texts = {}
+    for n in range(number):
         upgrade = UPGRADES[n % len(UPGRADES)].format(table=n // len(UPGRADES))
-        text = REVISION.format(n=n, parent=f"b{n - 1}" if n else "3f1c9b7d5a20", upgrade=upgrade)
-        file.write_text(text, encoding="utf-8")
+        parent = f"b{n - 1}" if n else "3f1c9b7d5a20"
+        texts[f"b{n}"] = REVISION.format(n=n, parent=parent, upgrade=upgrade)
     tests = _repeated(ON_DATABASE, 5) + _repeated(THROUGH_THE_APPLICATION, 5)
     anew = "--postgresql-drop-test-database"
-    try:
+    with revisions(project, texts):
         _run(project, tests, anew)  # the bytecode of the revisions, which both find then
         measured = interleaved(
             {
@@ -152,15 +130,4 @@ def _measure_second_run(bench: Benchmark, project: Folder) -> None:
             },
             bench.of(3, 1),
         )
-    finally:
-        for file in written:
-            file.unlink()
-    bench.add(
-        Row(
-            f"pytest, {number} revisions: first run, second",
-            "s",
-            floor=measured["floor"],
-            project=measured["project"],
-            at_most=0.2,
-        )
-    )
+    bench.add(Row.of(f"pytest, {number} revisions: first run, second", "s", measured, at_most=0.2))

@@ -36,7 +36,7 @@ class Request:
     def encode(self) -> list[bytes]:
         """Return the bytes to send, cut where the number belongs."""
         body = b"" if self.body is None else json.dumps(self.body).encode()
-        # The number always takes as many bytes as its place would with this one.
+        # A number always has as many digits, so that the length is known before.
         length = len(body.replace(PLACE, b"0" * _DIGITS))
         head = f"{self.method} {self.path} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n".encode()
         head += "".join(f"{name}: {value}\r\n" for name, value in self.headers).encode()

@@ -6,13 +6,13 @@ https://www.postgresql.org/docs/current/sql-createindex.html#SQL-CREATEINDEX-CON
 
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, text
 
 from core.migrations.errors import MigrationError
+from core.migrations.statements import watched_statements
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +52,9 @@ class ConcurrentIndexes:
         self._connection = connection
         self._built: list[tuple[str, str]] = []
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> AbstractContextManager[None]:
         """Watch the connection's statements; before an index is built, drop an invalid one of its name."""
-        event.listen(self._connection, "before_cursor_execute", self._before)
-        try:
-            yield
-        finally:
-            event.remove(self._connection, "before_cursor_execute", self._before)
+        return watched_statements(self._connection, self._before)
 
     def forget(self) -> None:
         """Begin with another revision."""

@@ -496,7 +496,10 @@ class EnvEditor:
             ]
         if self.config.sections and 'toml_alembic_config.get("sections"' not in self.env.text:
             lines += [
-                f'for section, options in {self.name}.toml_alembic_config.get("sections", {{}}).items():',
+                (
+                    f"for section, options in {self.name}.toml_alembic_config"
+                    '.get("sections", {}).items():'
+                ),
                 "    for option, value in options.items():",
                 f"        if not {self.name}.file_config.has_option(section, option):",
                 f"            value = (value % {self.name}.toml_args).replace('%', '%%')",

@@ -7,17 +7,17 @@ own, and autogenerate never sees it.
 import getpass
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from core.migrations.statements import watched_statements
 from core.project import load_project
 
 TABLE = "alembic_version_history"
@@ -110,14 +110,9 @@ class Record:
         self.is_ready = False
         """Whether the table is there, and committed, with all of its columns."""
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> AbstractContextManager[None]:
         """Watch the connection's statements: one that names the table may alter it, or drop it."""
-        event.listen(self._connection, "before_cursor_execute", self._before)
-        try:
-            yield
-        finally:
-            event.remove(self._connection, "before_cursor_execute", self._before)
+        return watched_statements(self._connection, self._before)
 
     def write(self, written: Event) -> tuple[str, str]:
         """Write a row, in the transaction that is open; return the timeouts that hold there."""

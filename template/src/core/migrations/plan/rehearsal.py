@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -39,6 +39,7 @@ from core.migrations.plan.fingerprint import (
     describe_difference,
     settle_search_path,
 )
+from core.migrations.statements import watched_statements
 
 _OUTSIDE_ONLY = re.compile(
     r"\s*(VACUUM|CLUSTER|REINDEX|CREATE\s+(DATABASE|TABLESPACE)|DROP\s+(DATABASE|TABLESPACE)"
@@ -125,14 +126,9 @@ class Confinement:
         """End with it; the runner calls this in its transaction."""
         self._within = False
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> AbstractContextManager[None]:
         """Watch the connection."""
-        event.listen(self._connection, "before_cursor_execute", self._before)
-        try:
-            yield
-        finally:
-            event.remove(self._connection, "before_cursor_execute", self._before)
+        return watched_statements(self._connection, self._before)
 
     def _before(self, _connection: Connection, _cursor: Any, sql: str, *_: Any) -> None:
         if self._within:
