@@ -104,11 +104,11 @@ class Load:
 
     def rate(self, server: Server, requests: Sequence[dict[str, Any]]) -> Sample:
         """Return how many requests a second are answered."""
-        return Sample(self.run(server, requests)["rate"], server.memory())
+        return Sample(self.run(server, requests)["rate"], server.peak_memory())
 
     def p99(self, server: Server, requests: Sequence[dict[str, Any]], rate: float) -> Sample:
         """Return the milliseconds that 99 of 100 answers take at most, at a steady rate."""
-        return Sample(self.run(server, requests, rate)["p99"], server.memory())
+        return Sample(self.run(server, requests, rate)["p99"], server.peak_memory())
 
 
 class Contest:
@@ -196,7 +196,7 @@ def _measure_start(bench: Benchmark, project: Folder, variables: dict[str, str])
     def seconds(app: str, *options: str) -> Sample:
         started = time.perf_counter()
         with serve(project, app, *options, ready="/health/ready", **variables) as server:
-            return Sample(time.perf_counter() - started, server.memory())
+            return Sample(time.perf_counter() - started, server.peak_memory())
 
     contest = {
         "floor": partial(seconds, "start_app:app"),

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -33,6 +34,15 @@ class Server:
         command = ["ps", "-o", "rss=", "-p", str(self.process.pid)]
         shown = subprocess.run(command, capture_output=True, text=True, check=True)
         return int(shown.stdout) * 1024 / 1e6
+
+    def peak_memory(self) -> float:
+        """Return the most that it has had so far; what it has now, where the system does not say."""
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
+        except FileNotFoundError:  # not on Linux
+            return self.memory()
+        peak = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+        return int(peak[1]) * 1024 / 1e6 if peak else self.memory()
 
 
 @contextmanager

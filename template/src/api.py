@@ -1,9 +1,8 @@
-"""The routes: `router` in `apps/*/router.py` of every app, and the health checks."""
+"""The routes of the apps: `router` in `apps/*/router.py` of every one."""
 
 from fastapi import APIRouter
 
 from core.apps import AppImportError, import_app_modules
-from core.health import router as health_router
 
 
 def find_routers() -> list[APIRouter]:
@@ -14,7 +13,7 @@ def find_routers() -> list[APIRouter]:
     Raises:
         AppImportError: the router of an app fails to import.
     """
-    routers = [health_router]
+    routers: list[APIRouter] = []
     for module in import_app_modules("router"):
         router = getattr(module, "router", None)
         if isinstance(router, APIRouter):

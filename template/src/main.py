@@ -16,7 +16,7 @@ from core.config import Environment, Pooler, Settings, SettingsError, get_settin
 from core.database import create_engine, create_read_sessionmaker, create_sessionmaker
 from core.embedded_postgres import EmbeddedPostgresError
 from core.errors import Problem, add_error_handlers
-from core.health import DEADLINE, MAX_AGE
+from core.health import DEADLINE, MAX_AGE, add_health_checks
 from core.logging import configure_logging
 from core.migrations.errors import MigrationError
 from core.migrations.state import Revisions, SchemaReader
@@ -88,11 +88,14 @@ def create_app() -> FastAPI:
             "auto_configure": False,
             "exclude": tracing.is_excluded,
             "operation_spans": False,
+            "metrics": False,  # core.metrics has them
+            "logs": False,  # they hold the messages of errors, which may be somebody's data
         },
         responses={"default": {"model": Problem, "description": "Any error"}},
     )
     app.state.revisions = revisions
     metrics = app.state.metrics = _make_metrics(settings)
+    add_health_checks(app)
     for router in routers:
         app.include_router(router)
     add_error_handlers(app)

@@ -221,7 +221,9 @@ class AsyncReadSession(AsyncSession):
             if kind is None:
                 self.sync_session.refuse_to_write()
         finally:
-            await super().__aexit__(kind, error, trace)
+            # Not in a task of its own, as SQLAlchemy does it: there is nothing to roll back, so
+            # nothing is waited for that could be cancelled.
+            await self.close()
 
 
 @event.listens_for(ReadSession, "do_orm_execute")

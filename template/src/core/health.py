@@ -3,14 +3,12 @@
 from http import HTTPStatus
 from typing import Literal
 
-from fastapi import APIRouter, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from core.errors import Problem, problem
 from core.migrations.state import SchemaReader, State
-
-router = APIRouter(prefix="/health", tags=["health"])
 
 DEADLINE = 1.5
 """Seconds that the database has to answer; probes commonly give up after two."""
@@ -32,17 +30,11 @@ class Ready(Live):
     head: str | None
 
 
-@router.get("/live")
 async def live() -> Live:
     """Say that the process answers; the database is not asked."""
     return Live()
 
 
-@router.get(
-    "/ready",
-    response_model=Ready,
-    responses={503: {"model": Problem, "description": "The service can't serve; detail says why."}},
-)
 async def ready(request: Request) -> Ready | JSONResponse:
     """Say whether the database answers and its schema has what this code needs.
 
@@ -57,4 +49,18 @@ async def ready(request: Request) -> Ready | JSONResponse:
         schema_state=state.state,
         current=", ".join(state.current) or None,
         head=", ".join(state.heads) or None,
+    )
+
+
+def add_health_checks(app: FastAPI) -> None:
+    """Let `app` answer them: itself, as what a router adds to each request is not nothing."""
+    app.add_api_route("/health/live", live, tags=["health"])
+    app.add_api_route(
+        "/health/ready",
+        ready,
+        tags=["health"],
+        response_model=Ready,
+        responses={
+            503: {"model": Problem, "description": "The service can't serve; detail says why."}
+        },
     )

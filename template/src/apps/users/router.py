@@ -21,7 +21,7 @@ async def create_user(
 ) -> Row[Any]:
     """Create a user. An e-mail address that is taken is a conflict (409)."""
     user = await service.create_user(session, data)
-    response.headers["Location"] = str(request.url_for("get_user", user_id=user.id).path)
+    response.headers["Location"] = f"{request.url.path}/{user.id}"
     return user
 
 
