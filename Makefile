@@ -33,7 +33,7 @@ format: $(OWN_UV) ## Format the code, and mend what can be mended
 	.venv/bin/ruff check --fix-only
 	.venv/bin/ruff format
 
-bench: $(OWN_UV) ## Measure the rendered project beside floors in the same run (ONLY=tests,plan: parts of it)
+bench: $(OWN_UV) ## Measure the rendered project beside floors in the same run (ONLY=requests,tests: parts of it)
 	@$(UV) sync --quiet
 	@.venv/bin/python -m benchmarks --only="$(ONLY)"
 

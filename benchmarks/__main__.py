@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import copying, migrations, plan, service, suites
+from benchmarks import copying, migrations, plan, requests, suites
 from benchmarks.measure import Benchmark
 from benchmarks.projects import Folder, render
 
 PARTS: dict[str, Callable[[Benchmark, Folder], None]] = {
-    "service": service.measure,
+    "requests": requests.measure,
     "tests": suites.measure,
     "migrations": migrations.measure,
     "plan": plan.measure,

@@ -12,6 +12,7 @@ from typing import Any
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
+from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import Render
 from tests.support import ROOT, Project
@@ -464,7 +465,9 @@ def test_probes_and_metrics_lead_to_where_the_service_answers(project: Project) 
     dockerfile = project.read("Dockerfile")
     assert re.search(rf"^EXPOSE {ports['http']}$", dockerfile, re.MULTILINE)
 
-    routes = {getattr(route, "path", None) for route in health.router.routes}
+    app = FastAPI(openapi_url=None)
+    health.add_health_checks(app)
+    routes = {getattr(route, "path", None) for route in app.routes}
     probed = {
         name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")
     }

@@ -1,4 +1,4 @@
-"""What the service costs: requests, their slowest hundredth, its memory, its start."""
+"""What requests cost: how many are answered, the slowest hundredth, the memory, the start."""
 
 import json
 import os
@@ -117,7 +117,7 @@ class Contest:
     def __init__(self, bench: Benchmark, project: Folder, users: Sequence[str]) -> None:
         self.bench = bench
         self.load = Load(project, bench.of(25, 5) / 10)
-        self.rounds = bench.of(3, 1)
+        self.rounds = bench.of(5, 1)
         new = {"email": "u{n}@example.com", "full_name": "User {n}"}
         self.requests: dict[str, list[dict[str, Any]]] = {
             "read one user": [{"method": "GET", "path": f"/users/{user}"} for user in users],
