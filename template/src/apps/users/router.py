@@ -21,7 +21,8 @@ async def create_user(
 ) -> Row[Any]:
     """Create a user. An e-mail address that is taken is a conflict (409)."""
     user = await service.create_user(session, data)
-    response.headers["Location"] = f"{request.url.path}/{user.id}"
+    path = request.app.url_path_for("get_user", user_id=user.id)
+    response.headers["Location"] = request.scope["root_path"] + path
     return user
 
 

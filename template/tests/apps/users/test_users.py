@@ -5,6 +5,7 @@ import uuid
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 ADA = {"email": "Ada@Example.com", "full_name": "Ada Lovelace"}
 
@@ -24,6 +25,15 @@ async def test_a_user_is_created_and_read_back(client: httpx.AsyncClient) -> Non
     assert user["full_name"] == "Ada Lovelace"
     read = await client.get(response.headers["Location"])
     assert (read.status_code, read.json()) == (200, user)
+
+
+@pytest.mark.usefixtures("client")  # it gives the application its sessions
+async def test_a_proxy_s_prefix_is_in_the_location(app: FastAPI) -> None:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app, root_path="/api"), base_url="http://test"
+    ) as behind_proxy:
+        response = await behind_proxy.post("/users", json=ADA)
+    assert response.headers["Location"] == f"/api/users/{response.json()['id']}"
 
 
 async def test_an_address_is_taken_in_any_case(client: httpx.AsyncClient) -> None:
