@@ -1,6 +1,10 @@
 """Runners at once, runners that are killed, a server that goes away."""
 
+import functools
+import itertools
 import random
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -11,10 +15,25 @@ from alembic import command
 from alembic.config import Config
 
 from core.database_url import DatabaseURL
-from drills.world import TIMEOUT, Revision, Scale, Scripts, Server, configured, require
+from drills.world import (
+    TIMEOUT,
+    Revision,
+    Scale,
+    Scripts,
+    Server,
+    configured,
+    require,
+    transaction,
+)
 
 REVISIONS = 20
 PAUSE = 'op.execute("SELECT pg_sleep(0.02)")'
+BEFORE_BUILD = "r03"
+"""The revision before the first that builds an index concurrently."""
+BUILDING = (
+    "SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database()"
+    " AND query LIKE 'CREATE INDEX CONCURRENTLY%' AND wait_event_type = 'Lock'"
+)
 INVALID = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
 
 
@@ -31,7 +50,7 @@ def make_revisions(count: int) -> list[Revision]:
             3: f"op.execute(\"INSERT INTO {table} SELECT i, 'x' FROM generate_series(1, 2000) i\")\n"
             f'{PAUSE}\nop.execute("ALTER TABLE {table} ADD CHECK (id > 0)")',
             4: "with op.get_context().autocommit_block():\n"
-            f'    op.execute("CREATE INDEX CONCURRENTLY IF NOT EXISTS ix{number} ON {table} (name)")',
+            f'    op.create_index("ix{number}", "{table}", ["name"], postgresql_concurrently=True)',
             0: f'op.execute("ALTER TABLE {table} RENAME COLUMN name TO label")\n{PAUSE}\n'
             f'op.execute("CREATE INDEX ON {table} (label, id)")',
         }
@@ -68,7 +87,7 @@ class _Upgrades:
         revisions = make_revisions(REVISIONS)
         self.scripts = Scripts(folder, revisions)
         self.head = revisions[-1].id
-        self.building_indexes = {item.id for item in revisions if "CONCURRENTLY" in item.upgrade}
+        self.building_indexes = {item.id for item in revisions if "concurrently" in item.upgrade}
         self.expected = {"base": server.dump(url := server.new_database())}
         with configured(url):
             config = Config(toml_file=folder / "pyproject.toml")
@@ -80,7 +99,7 @@ class _Upgrades:
         # Without the dumps it takes less; what matters is that the moments are spread.
         self.seconds = (time.monotonic() - started) / 2
 
-    def disturb(self, disturbance: Callable[[object], None]) -> str:
+    def disturb(self, disturbance: Callable[["subprocess.Popen[str]"], None]) -> str:
         """Disturb an upgrade at a random moment; check the schema, and that the next run finishes.
 
         Returns the revision where it stopped.
@@ -116,6 +135,26 @@ class _Upgrades:
         self._check_head(url)
         return revision
 
+    def kill_during_build(self, number: signal.Signals) -> bool:
+        """End a runner while its index is built; return whether the server finished the index."""
+        url = self.server.new_database()
+        upgraded = self.scripts.begin(url, "upgrade", BEFORE_BUILD)
+        upgraded.communicate(timeout=TIMEOUT)
+        # The build waits for this transaction.
+        with transaction(url, "INSERT INTO t1 (id) VALUES (5000)"):
+            runner = self.scripts.begin(url, "upgrade", "head")
+            self.server.wait_until(url, BUILDING)
+            runner.send_signal(number)
+            _, said = runner.communicate(timeout=TIMEOUT)
+        require("Traceback" not in said, f"a traceback:\n{said}")
+        self.server.wait_for_runners(url)
+        require(self.server.revision(url) == BEFORE_BUILD, "a revision was recorded too early")
+        built = self.server.rows(url, INVALID) == [(0,)]
+        require(built is (number != signal.SIGINT), f"{number.name}: the index is not as expected")
+        self.scripts.upgrade(url)
+        self._check_head(url)
+        return built
+
     def _schemas_at(self, revision: str) -> list[str]:
         """Return what the schema may be where the database says that it is at `revision`."""
         names = list(self.expected)
@@ -131,16 +170,27 @@ class _Upgrades:
 
 
 def kills(server: Server, folder: Path, scale: Scale) -> str:
-    """Kill runners at random moments."""
-    count = scale.of(50, 4)
+    """Send signals to runners at random moments, and while they build an index."""
+    count = scale.of(50, 6)
     upgrades = _Upgrades(server, folder)
+    kinds = itertools.cycle((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
+    disturbances = [
+        functools.partial(_send, number=number) for number in itertools.islice(kinds, count)
+    ]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        stopped = list(pool.map(lambda _: upgrades.disturb(lambda r: r.kill()), range(count)))  # type: ignore[attr-defined]
+        stopped = list(pool.map(upgrades.disturb, disturbances))
+    builds = [upgrades.kill_during_build(next(kinds)) for _ in range(scale.of(15, 3))]
     return (
-        f"{count} SIGKILLs in upgrades of {REVISIONS} revisions, which stopped at "
-        f"{len(set(stopped))} different ones: always exactly one revision's schema (an index "
-        "that is built concurrently may be ahead of it), and the next run finished"
+        f"{count} runners ended by SIGKILL, SIGTERM and SIGINT in upgrades of {REVISIONS} "
+        f"revisions, which stopped at {len(set(stopped))} different ones, {len(builds)} more "
+        f"while they built an index, {builds.count(True)} of which the server finished: always "
+        "exactly one revision's schema (an index that is built concurrently may be ahead of it), "
+        "and the next run finished"
     )
+
+
+def _send(runner: "subprocess.Popen[str]", number: signal.Signals) -> None:
+    runner.send_signal(number)
 
 
 def restarts(server: Server, folder: Path, scale: Scale) -> str:

@@ -124,6 +124,22 @@ def test_a_revision_that_fails_is_said_and_the_copy_is_dropped(
     assert databases(project) == []
 
 
+def test_a_plan_after_an_interrupted_run_goes_on_as_the_run_will(
+    project: Project, plan: Plan
+) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    index = "create_index('ix', 't_a1', ['id'], postgresql_concurrently=True)"
+    block = f"with op.get_context().autocommit_block(): op.{index}"
+    project.write("b2", "a1", f"{block}; op.execute('VACUUM t_a1')", table=False)
+    with project.connection.transaction():
+        project.connection.execute("CREATE INDEX ix ON t_a1 (id)")
+    code, said = plan()
+    assert "skipped: CREATE INDEX CONCURRENTLY ix ON t_a1 (id)" in " ".join(said.split())
+    assert "VACUUM t_a1" in said
+    assert code != 1
+
+
 def test_acknowledgements_are_checked(project: Project, plan: Plan) -> None:
     project.write("a1")
     project.run("upgrade", "head")

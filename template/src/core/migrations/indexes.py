@@ -1,27 +1,30 @@
-"""Invalid indexes: what CREATE INDEX CONCURRENTLY leaves behind where it fails.
+"""Indexes that are built concurrently: what an interrupted build leaves, and how it is resumed.
 
-PostgreSQL keeps such an index, and `IF NOT EXISTS` takes it for the one that is wanted.
+A build that fails leaves an invalid index. A build whose client was killed is finished by the
+server, and leaves a valid index of a revision that is not recorded.
 https://www.postgresql.org/docs/current/sql-createindex.html#SQL-CREATEINDEX-CONCURRENTLY
 """
 
 import logging
 import re
-from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
 from core.migrations.errors import MigrationError
-from core.migrations.statements import watched_statements
+from core.migrations.statements import IDENTIFIER, LEADING, QUALIFIED
 
 logger = logging.getLogger(__name__)
 
-_IDENTIFIER = r'(?:"(?:[^"]|"")+"|[\w$]+)'
 _CREATE = re.compile(
-    rf"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?"
-    rf"(?P<index>{_IDENTIFIER})\s+ON\s+(?:ONLY\s+)?(?P<table>{_IDENTIFIER}(?:\.{_IDENTIFIER})?)",
-    re.IGNORECASE,
+    rf"{LEADING}CREATE\s+(?P<unique>UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+"
+    rf"(?P<if_not_exists>IF\s+NOT\s+EXISTS\s+)?(?:(?P<name>{IDENTIFIER})\s+)?"
+    rf"ON\s+(?:ONLY\s+)?(?P<table>{QUALIFIED})(?P<rest>.*)",
+    re.IGNORECASE | re.DOTALL,
 )
+_LOCK_NOT_AVAILABLE = "55P03"
+
 # An index of a partitioned table is invalid until each partition has its own: that is no failure.
 _FROM_INVALID = """
     FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
@@ -30,19 +33,109 @@ _FROM_INVALID = """
 """
 _INVALID = text(f"SELECT c.oid::regclass::text {_FROM_INVALID} ORDER BY 1")
 COUNT_INVALID = f"SELECT count(*) {_FROM_INVALID}"
-"""How many indexes are invalid that nobody is building, as a query for a larger one."""
+"""Query for the number of invalid indexes that no session is building."""
+_LEFT_BY_REINDEX = text(
+    f"SELECT c.oid::regclass::text {_FROM_INVALID} AND c.relname ~ '_cc(new|old)[0-9]*$'"  # noqa: S608
+    " AND (cast(:relation AS text) IS NULL OR i.indrelid = to_regclass(:relation)"
+    " OR i.indrelid = (SELECT indrelid FROM pg_index WHERE indexrelid = to_regclass(:relation)))"
+    " ORDER BY 1"
+)
+_DESCRIBE = """
+    SELECT c.oid::regclass::text AS name, t.oid::regclass::text AS "table", i.indisvalid AS valid,
+           CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END
+           || substr(d.definition, strpos(d.definition, ' USING ') + 7) AS definition
+    FROM pg_index i
+    JOIN pg_class c ON c.oid = i.indexrelid
+    JOIN pg_class t ON t.oid = i.indrelid,
+    LATERAL (SELECT pg_get_indexdef(i.indexrelid) AS definition) d
+"""
 _FIND = text(
-    """
-    SELECT c.oid::regclass::text
-    FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-    WHERE NOT i.indisvalid AND c.relkind = 'i' AND i.indrelid = to_regclass(:table)
-      AND c.relname = (parse_ident(:index))[1]
-    """
+    f"{_DESCRIBE} WHERE c.relnamespace = (SELECT relnamespace FROM pg_class"  # noqa: S608
+    " WHERE oid = to_regclass(:table)) AND c.relname = (parse_ident(:index))[1]"
+)
+_TABLE = text(
+    "SELECT oid::regclass::text AS name, quote_ident(relname) AS short FROM pg_class"
+    " WHERE oid = to_regclass(:table)"
+)
+_TABLE_NAME = text("SELECT to_regclass(:table)::text")
+_DESCRIBE_TRIAL = text(
+    f"{_DESCRIBE} WHERE c.relnamespace = pg_my_temp_schema()"
+    " AND t.relname = (parse_ident(:table))[1]"
 )
 
 
 class InvalidIndexError(MigrationError):
     """A revision left an index that PostgreSQL does not use."""
+
+
+class ConflictingObjectError(MigrationError):
+    """An object of the name exists and is not the one that the revision makes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """An index as PostgreSQL describes it."""
+
+    name: str
+    table: str
+    valid: bool
+    definition: str
+    """Uniqueness, method, columns, operator classes and predicate: `UNIQUE btree (lower(email))`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConcurrentBuild:
+    """A CREATE INDEX CONCURRENTLY statement."""
+
+    table: str
+    name: str | None
+    """None lets PostgreSQL choose the name."""
+    unique: bool
+    if_not_exists: bool
+    rest: str
+    """What follows the table's name."""
+
+    @classmethod
+    def parse(cls, statement: str) -> "ConcurrentBuild | None":
+        """Return the parts of `statement`; None for any other statement."""
+        match = _CREATE.match(statement)
+        if match is None:
+            return None
+        return cls(
+            table=match["table"],
+            name=match["name"],
+            unique=match["unique"] is not None,
+            if_not_exists=match["if_not_exists"] is not None,
+            rest=match["rest"],
+        )
+
+    def describe(self, connection: Connection) -> Index | None:
+        """Build the index on an empty temporary copy of its table; return its description.
+
+        The copy is rolled back. Return None where the table does not exist.
+
+        Raises:
+            DBAPIError: PostgreSQL refuses the definition, or a temporary table.
+        """
+        table = connection.execute(_TABLE, {"table": self.table}).one_or_none()
+        if table is None:
+            return None
+        unique, name = "UNIQUE " if self.unique else "", f"{self.name} " if self.name else ""
+        connection.exec_driver_sql("BEGIN")
+        try:
+            connection.exec_driver_sql(f"CREATE TEMPORARY TABLE {table.short} (LIKE {table.name})")
+            connection.exec_driver_sql(
+                f"CREATE {unique}INDEX {name}ON pg_temp.{table.short}{self.rest}"
+            )
+            row = connection.execute(_DESCRIBE_TRIAL, {"table": table.short}).one()
+        finally:
+            connection.exec_driver_sql("ROLLBACK")
+        return Index(
+            name=self.name or row.name,
+            table=table.name,
+            valid=True,
+            definition=row.definition,
+        )
 
 
 class ConcurrentIndexes:
@@ -52,43 +145,117 @@ class ConcurrentIndexes:
         self._connection = connection
         self._built: list[tuple[str, str]] = []
 
-    def watched(self) -> AbstractContextManager[None]:
-        """Watch the connection's statements; before an index is built, drop an invalid one of its name."""
-        return watched_statements(self._connection, self._before)
-
     def forget(self) -> None:
-        """Begin with another revision."""
+        """Begin the next revision."""
         self._built.clear()
 
-    def check(self) -> None:
-        """Check what the revision built.
+    def prepare(self, build: ConcurrentBuild) -> Index | None:
+        """Prepare a build; return the index if an earlier run has finished it.
+
+        An invalid index of the name is dropped.
 
         Raises:
-            InvalidIndexError: one of its indexes is invalid: it must not be stamped.
+            ConflictingObjectError: an index of the name exists and is another one.
         """
-        for index, table in self._built:
-            if (name := self._find(index, table)) is not None:
+        if build.name is None:
+            return self._prepare_unnamed(build)
+        self._built.append((build.name, build.table))
+        found = self._find(build.name, build.table)
+        if found is None:
+            return None
+        if not found.valid and found.table == self._connection.scalar(
+            _TABLE_NAME, {"table": build.table}
+        ):
+            self._drop(found)
+            return None
+        planned = self._describe(build, found)
+        if planned is None or (found.table, found.definition) != (
+            planned.table,
+            planned.definition,
+        ):
+            self._refuse(build, found, planned)
+            return None
+        return None if build.if_not_exists else found
+
+    def _prepare_unnamed(self, build: ConcurrentBuild) -> Index | None:
+        try:
+            planned = build.describe(self._connection)
+        except DBAPIError as error:
+            if _is_lock_timeout(error):
+                raise
+            return None  # PostgreSQL says it again, of the statement itself
+        found = self._find(planned.name, build.table) if planned else None
+        if planned is None or found is None or found.definition != planned.definition:
+            return None
+        if found.valid:
+            return found
+        self._drop(found)
+        return None
+
+    def _drop(self, index: Index) -> None:
+        logger.warning("dropping the invalid index %s, left by an earlier run", index.name)
+        self._connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {index.name}")
+
+    def check(self) -> None:
+        """Check the indexes that the revision built.
+
+        Raises:
+            InvalidIndexError: one of them is invalid, so the revision must not be recorded.
+        """
+        for name, table in self._built:
+            index = self._find(name, table)
+            if index is not None and not index.valid:
                 raise InvalidIndexError(
-                    f"the index {name} of {table} is invalid: the revision is not recorded. "
-                    "Run it again: it will be dropped and built anew."
+                    f"the index {index.name} of {index.table} is invalid: the revision is not "
+                    "recorded. Run it again: the index is dropped and built again."
                 )
 
-    def _before(self, _connection: Connection, _cursor: Any, statement: str, *_rest: Any) -> None:
-        match = _CREATE.match(statement)
-        if match is None:
-            return
-        index, table = match["index"], match["table"]
-        self._built.append((index, table))
-        if (name := self._find(index, table)) is not None:
-            logger.warning("dropping the invalid index %s, which an earlier try left", name)
+    def drop_left_by_reindex(self, relation: str | None) -> None:
+        """Drop the invalid copies that an interrupted REINDEX CONCURRENTLY left.
+
+        https://www.postgresql.org/docs/current/sql-reindex.html#SQL-REINDEX-CONCURRENTLY
+
+        Args:
+            relation: the table or index that is reindexed; None for the whole database.
+        """
+        for name in list(self._connection.scalars(_LEFT_BY_REINDEX, {"relation": relation})):
+            logger.warning("dropping the invalid index %s, left by an earlier REINDEX", name)
             self._connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {name}")
 
-    def _find(self, index: str, table: str) -> str | None:
-        parameters = {"index": index, "table": table}
-        name: str | None = self._connection.scalar(_FIND, parameters)
-        return name
+    def _describe(self, build: ConcurrentBuild, found: Index) -> Index | None:
+        try:
+            return build.describe(self._connection)
+        except DBAPIError as error:
+            if _is_lock_timeout(error):
+                raise
+            raise ConflictingObjectError(
+                f"the index {found.name} of {found.table} exists and can't be compared with the "
+                f"one that the revision builds: {error.orig}"
+            ) from error
+
+    def _refuse(self, build: ConcurrentBuild, found: Index, planned: Index | None) -> None:
+        wanted = f"{planned.definition} on {planned.table}" if planned else "one of another table"
+        difference = (
+            f"the index {found.name} exists with another definition: it is {found.definition} on "
+            f"{found.table}, the revision builds {wanted}"
+        )
+        if build.if_not_exists:
+            logger.warning("%s; IF NOT EXISTS keeps the existing one", difference)
+            return
+        raise ConflictingObjectError(
+            f"{difference}. Rename one of them, or drop the existing one "
+            f"(DROP INDEX CONCURRENTLY {found.name}), and run this again."
+        )
+
+    def _find(self, name: str, table: str) -> Index | None:
+        row = self._connection.execute(_FIND, {"index": name, "table": table}).one_or_none()
+        return Index(**row._mapping) if row else None  # noqa: SLF001 - documented API
+
+
+def _is_lock_timeout(error: DBAPIError) -> bool:
+    return getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE
 
 
 def invalid_indexes(connection: Connection) -> list[str]:
-    """Return the names of all invalid indexes that nobody is building."""
+    """Return the names of all invalid indexes that no session is building."""
     return list(connection.scalars(_INVALID))

@@ -25,9 +25,10 @@ from core.migrations.blockers import Blockers
 from core.migrations.config import BackupKind, SafetyOptions, parse_milliseconds
 from core.migrations.confirm import confirm
 from core.migrations.errors import MigrationError, describe_error, place_in_revision
-from core.migrations.indexes import ConcurrentIndexes, invalid_indexes
+from core.migrations.indexes import invalid_indexes
 from core.migrations.lock import migration_lock
 from core.migrations.record import Direction, Event
+from core.migrations.resume import Resumption
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +188,7 @@ class _Run:
         self.options = options
         self.own = own
         self.caller_s_transaction = connection.in_transaction()
-        self.indexes = ConcurrentIndexes(connection)
+        self.resumption = Resumption(connection)
         self.record = record.Record(connection)
         # "+2" and "-2" count from where the database is: they are resolved once, so that a try
         # after the first revision was committed does not go further.
@@ -229,7 +230,7 @@ class _Run:
             *self.migrations.on_version_apply_callbacks,
             self._applied,
         )
-        with self.indexes.watched(), self.record.watched():
+        with self.resumption.active(), self.record.watched():
             yield
 
     @contextmanager
@@ -307,7 +308,7 @@ class _Run:
         self.migrations.opts[RUNNING] = getattr(revision, "revision", "")
         if revision is not None and (recorder := context.config.attributes.get("recorder")):
             recorder.begin(revision.revision)
-        self.indexes.forget()
+        self.resumption.indexes.forget()
         self._set_timeouts(getattr(revision, "module", None))
         self._started = time.monotonic()
         self._span.enter_context(tracing.span(_title(step)))
@@ -329,7 +330,7 @@ class _Run:
         """Record a revision; Alembic calls this in its transaction, before the commit."""
         if recorder := context.config.attributes.get("recorder"):
             recorder.end()
-        self.indexes.check()
+        self.resumption.indexes.check()
         direction = _direction(step)
         seconds = time.monotonic() - self._started
         if direction is Direction.DOWNGRADE:

@@ -174,7 +174,7 @@ class Recorder:
         self._asking = False
         self._inside = True
         self._began = False
-        self._running = ""
+        self._running: object | None = None  # the context of the statement under way
         self._started = 0.0
 
     def begin(self, revision: str) -> None:
@@ -236,7 +236,15 @@ class Recorder:
     def _in_transaction(self) -> bool:
         return self.connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT"
 
-    def _before(self, _connection: Connection, _cursor: Any, sql: str, *_rest: Any) -> None:
+    def _before(
+        self,
+        _connection: Connection,
+        _cursor: Any,
+        sql: str,
+        _parameters: Any,
+        context: Any,
+        *_: Any,
+    ) -> None:
         # What runs while another one is about to be executed is asked by core.migrations.
         if not self.rehearsed or self._asking or self._running:
             return
@@ -255,7 +263,7 @@ class Recorder:
             self._confinement.refuse(sql)
             if outside:
                 self._begin_outside(sql)
-        self._running = sql
+        self._running = context
         self._started = time.perf_counter()
 
     def _begin_outside(self, sql: str) -> None:
@@ -280,8 +288,17 @@ class Recorder:
             self._began = False
             self.connection.exec_driver_sql(statement)
 
-    def _after(self, _connection: Connection, _cursor: Any, sql: str, *_rest: Any) -> None:
-        if self._asking or sql != self._running:
+    def _after(
+        self,
+        _connection: Connection,
+        _cursor: Any,
+        sql: str,
+        _parameters: Any,
+        context: Any,
+        *_: Any,
+    ) -> None:
+        # Not the text: the runner may have replaced it.
+        if self._asking or context is not self._running:
             return
         seconds = time.perf_counter() - self._started
         in_transaction = self._in_transaction()
@@ -294,7 +311,7 @@ class Recorder:
                 observation = self._observer.observe_committed(sql, locks)
             if not in_transaction:
                 self._observer.begin_transaction()
-        self._running = ""
+        self._running = None
         self.rehearsed[-1].statements.append(
             Statement(
                 sql=sql.strip(),
@@ -306,7 +323,7 @@ class Recorder:
 
     def _failed(self, _context: Any) -> None:
         if not self._asking:
-            self._running = ""
+            self._running = None
             with self._quietly():
                 self._end_outside("ROLLBACK")
 
