@@ -22,6 +22,28 @@ needs_git = pytest.mark.skipif(not GIT, reason="git is not installed")
 
 Command = Callable[..., tuple[int, str]]
 
+# What `alembic revision --autogenerate` of stock Alembic writes for a table with an Enum.
+WITH_ENUM = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "b2"
+down_revision = "a1"
+
+
+def upgrade() -> None:
+    op.create_table(
+        "orders",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("kind", sa.Enum("retail", "bulk", name="kind"), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("orders")
+"""
+
 
 @pytest.fixture
 def command(
@@ -164,6 +186,44 @@ def test_a_revision_that_fails_halfway_is_named(committed: Project, command: Com
     assert code == 1
     assert "RuntimeError: halfway" in said
     assert "1 revision after it not tried" in said
+
+
+def add_with_enum(project: Project, downgrade: str = "") -> None:
+    path = project.folder / "20260101_0000_b2_test.py"
+    path.write_text(WITH_ENUM + downgrade)
+    add(project, "c3", "b2")
+
+
+@needs_git
+@pytest.mark.parametrize(
+    "drop",
+    [
+        'sa.Enum(name="kind").drop(op.get_bind())',
+        'sa.Enum("retail", "bulk", name="kind").drop(op.get_bind(), checkfirst=False)',
+        'op.execute("DROP TYPE kind")',
+    ],
+)
+def test_an_enum_that_its_downgrade_drops_passes(
+    committed: Project, command: Command, drop: str
+) -> None:
+    add_with_enum(committed, f"    {drop}\n")
+    code, said = command("check", "--base=main")
+    assert code == 0, said
+    assert "3 revisions, the schema as before each time" in said
+
+
+@needs_git
+def test_an_enum_that_its_downgrade_leaves_behind_is_named(
+    committed: Project, command: Command
+) -> None:
+    add_with_enum(committed)
+    code, said = command("check", "--base=main")
+    assert code == 1
+    assert line(said, "up, down") == line(said, "plan") == "FAIL"
+    assert "20260101_0000_b2_test.py: the downgrade leaves type kind" in said
+    assert "b2: applied again: " in said
+    assert 'type "kind" already exists' in said
+    assert "b2: cannot be undone: the downgrade leaves type kind" in said
 
 
 def test_a_base_that_is_not_there_is_said(project: Project, command: Command) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from alembic import command
+from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationStep
 from alembic.script import ScriptDirectory
@@ -465,16 +466,10 @@ class Walk(Confinement):
         self._connection.rollback()
         self.fingerprints.append(self._schema.fingerprint)
         script = ScriptDirectory.from_config(config)
-
-        def resolve(_heads: object, _context: object) -> list[MigrationStep]:
-            return [_migration_step(script, step) for step in steps]
-
         try:
-            with (
-                self.watched(),
-                EnvironmentContext(config, script, fn=resolve, destination_rev="heads"),
-            ):
-                script.run_env()
+            with self.watched():
+                for step in steps:
+                    _run_alone(step, config, script)
         except CommandError as error:
             return str(error)
         return ""
@@ -497,9 +492,15 @@ class Walk(Confinement):
             self._outside = self._outside or options.get("isolation_level") == "AUTOCOMMIT"
 
 
-def _migration_step(script: ScriptDirectory, step: Step) -> MigrationStep:
+def _run_alone(step: Step, config: Config, script: ScriptDirectory) -> None:
+    """Run a step as a command of its own would, without what Alembic remembers of other steps.
+
+    A MigrationContext remembers which named types it has created, and does not create them again.
+    """
     make = MigrationStep.upgrade_from_script if step.up else MigrationStep.downgrade_from_script
-    return make(script.revision_map, script.get_revision(step.revision))
+    alone = make(script.revision_map, script.get_revision(step.revision))
+    with EnvironmentContext(config, script, fn=lambda *_: [alone], destination_rev="heads"):
+        script.run_env()
 
 
 @asynccontextmanager
