@@ -14,7 +14,7 @@ from tests.support import ROOT, Project, copy
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from core import embedded_postgres
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 
 Render = Callable[..., Project]
 RenderOnce = Callable[[tuple[tuple[str, object], ...]], Path]

@@ -94,7 +94,7 @@ def _function(statement: str) -> str:
 
 def _in_batches(statement: str, table: str) -> str:
     return _all(
-        "from core.migrations.batches import in_batches",
+        "from alembic_safety.batches import in_batches",
         f"in_batches({statement!r}, table={table!r})",
     )
 

@@ -10,7 +10,7 @@ from psycopg.rows import TupleRow
 from tests.conftest import Render
 from tests.support import Project
 
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 
 
 def test_the_benchmark_measures_each_part_and_writes_it_down(template: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from tests.support import Project, copy
 
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tests.support import Env, Project, copy
 from tests.test_check import HEAD, write
 
 from core import embedded_postgres
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 
 Connection = psycopg.Connection[TupleRow]
 Run = Callable[..., Ran]

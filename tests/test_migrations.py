@@ -11,7 +11,7 @@ import pytest
 from psycopg.rows import TupleRow
 from tests.support import Project
 
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 
 Database = psycopg.Connection[TupleRow]
 
@@ -135,7 +135,7 @@ def test_a_revision_with_nothing_in_it_is_not_written(project: Project) -> None:
         import sys
         sys.path.insert(0, "src")
         from alembic import command
-        from core.migrations.config import make_config
+        from alembic_safety.config import make_config
         command.revision(make_config(), "Nothing", autogenerate=True)
         command.check(make_config())
     """)
@@ -346,7 +346,7 @@ def test_a_caller_s_connection_transaction_and_logging_are_its_own(
         from alembic import command
         from core.config import get_settings
         from core.database import create_engine
-        from core.migrations.config import make_config
+        from alembic_safety.config import make_config
 
         async def main():
             engine = create_engine(get_settings().url)

@@ -19,17 +19,17 @@ from tests.servers import installed, running
 from tests.squawk import squawk_finds
 from tests.support import Project
 
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 
 # Each case on a schema made anew, all in one process.
 PROGRAM = dedent('''
     import asyncio, itertools, json, pathlib, sys, tempfile, textwrap
     sys.path.insert(0, "src")
     import asyncpg
-    from core.database_url import DatabaseURL
-    from core.migrations.config import make_config
-    from core.migrations.plan import rehearsal
-    from core.migrations.plan.verdicts import Sizes, judge
+    from alembic_safety.database.url import DatabaseURL
+    from alembic_safety.config import make_config
+    from alembic_safety.plan import rehearsal
+    from alembic_safety.plan.verdicts import Sizes, judge
 
     REVISION = """
     import sqlalchemy as sa
@@ -344,7 +344,7 @@ def schema(project: Project, url: DatabaseURL) -> str:
     """Return a dump of the schema."""
     code = (
         "import sys, subprocess; sys.path.insert(0, 'src')\n"
-        "from core.postgres_client import find_client\n"
+        "from alembic_safety.backup.clients import find_client\n"
         "program = find_client('pg_dump', None, server_major=18)\n"
         f"subprocess.run([program, '--schema-only', '-d', {url.libpq!r}], check=True)"
     )

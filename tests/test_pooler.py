@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 from tests.conftest import Render
 from tests.support import free_port
 
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 
 PGBOUNCER = shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
 

@@ -17,7 +17,7 @@ from psycopg.rows import TupleRow
 from tests.conftest import Render
 from tests.support import ROOT, Project, clean_environment, interpreters
 
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 
 INTERPRETERS = interpreters()
 

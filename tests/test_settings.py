@@ -21,7 +21,7 @@ PROGRAM = dedent("""
     sys.path.insert(0, "src")
     from sqlalchemy import text
     from core.database import create_engine
-    from core.database_url import DatabaseURL
+    from alembic_safety.database.url import DatabaseURL
 
     QUERY = text('''
         SELECT current_database(), current_user, ssl, inet_server_addr() IS NULL,
@@ -188,8 +188,8 @@ def test_newer_client_programs_restore_on_an_older_server(
     project = render()
     url = f"postgresql://postgres@/app?host={sockets}&port={port}"
     wheel_alone = (
-        "import sys; sys.path.insert(0, 'src'); import core.postgres_client as client; "
-        "client._FOLDERS = (); from core.migrations.__main__ import main; "
+        "import sys; sys.path.insert(0, 'src'); import alembic_safety.backup.clients as client; "
+        "client._FOLDERS = (); from alembic_safety.cli import main; "
         "sys.exit(main(['backup']) or main(['restore', 'latest', '--into', 'older']))"
     )
     python = Path(project.environment["UV_PROJECT_ENVIRONMENT"]) / "bin" / "python"

@@ -7,7 +7,7 @@ import psycopg
 from psycopg.rows import TupleRow
 from tests.support import NOTHING, Env, Project
 
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 
 REVISION = """
 from pathlib import Path

@@ -12,7 +12,7 @@ import pytest
 from psycopg.rows import TupleRow
 from tests.support import ROOT, Project
 
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 
 Database = psycopg.Connection[TupleRow]
 

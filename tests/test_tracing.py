@@ -21,7 +21,7 @@ from psycopg.rows import TupleRow
 from tests.conftest import Render
 from tests.support import Env, Project, copy, free_port
 
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 
 PASSWORD = "not-for-a-trace"  # noqa: S105
 VALUE = "somebody"

@@ -14,7 +14,7 @@ from tests.conftest import Render
 from tests.releases import NEWEST, Release, find_releases, make_upstream
 from tests.support import Completed, Env, Project
 
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 
 RELEASES = find_releases()
 each_release = pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.tag)

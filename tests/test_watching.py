@@ -19,8 +19,8 @@ from tests.support import ROOT, Project
 from tests.support import copy as render_project
 
 from core import health
-from core.database_url import DatabaseURL
-from core.migrations.state import State
+from alembic_safety.database.url import DatabaseURL
+from alembic_safety.state import State
 
 Document = dict[str, Any]
 

@@ -17,7 +17,7 @@ from tests.conftest import Render
 from tests.support import NOTHING, ROOT, Project, clean_environment, copy
 from tests.test_check import HEAD, write
 
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 from core.embedded_postgres import binaries
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"

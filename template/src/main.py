@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
+from alembic_safety.errors import MigrationError
+from alembic_safety.state import Revisions, SchemaReader
 from api import find_routers
 from core import tracing
 from core.apps import AppImportError
@@ -18,10 +20,8 @@ from core.embedded_postgres import EmbeddedPostgresError
 from core.errors import Problem, add_error_handlers
 from core.health import DEADLINE, MAX_AGE, add_health_checks
 from core.logging import configure_logging
-from core.migrations.errors import MigrationError
-from core.migrations.state import Revisions, SchemaReader
 from core.models import import_models
-from core.project import load_project
+from core.project import ROOT, load_project
 from core.request_id import RequestIDMiddleware
 from core.workers import share_counts
 
@@ -75,7 +75,7 @@ def create_app() -> FastAPI:
         settings.url  # noqa: B018 - starts the project's own server, if there is none to use
         import_models()  # a foreign key may point to an app that has no routes
         routers = find_routers()
-        revisions = Revisions.load()
+        revisions = Revisions.load(ROOT)
     except (AppImportError, EmbeddedPostgresError, MigrationError, SettingsError) as error:
         sys.exit(str(error))
     project = load_project()

@@ -40,9 +40,9 @@ from tests.support import Project, make_client, run_alembic, started_app
 from core.apps import AppImportError
 from core.config import Environment, SettingsError, get_settings
 from core.database import create_engine, create_read_sessionmaker
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 from core.embedded_postgres import EmbeddedPostgresError
-from core.migrations.config import make_config
+from alembic_safety.config import make_config
 from core.models import import_models
 from main import create_app
 

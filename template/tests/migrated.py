@@ -22,7 +22,7 @@ from alembic.script import ScriptDirectory
 from psycopg import sql
 from psycopg.rows import TupleRow
 
-from core.migrations.config import PYPROJECT
+from alembic_safety.config import PYPROJECT
 from core.project import ROOT, load_project
 
 Connection = psycopg.Connection[TupleRow]

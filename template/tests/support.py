@@ -16,8 +16,8 @@ from sqlalchemy.pool import NullPool
 
 from core.config import get_settings
 from core.database import create_engine
-from core.database_url import DatabaseURL
-from core.migrations.config import make_config
+from alembic_safety.database.url import DatabaseURL
+from alembic_safety.config import make_config
 from main import create_app
 
 

@@ -11,8 +11,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.pool import NullPool
 
 from core.database import create_engine
-from core.database_url import DatabaseURL
-from core.migrations.config import make_config
+from alembic_safety.database.url import DatabaseURL
+from alembic_safety.config import make_config
 
 # Everything a schema is made of, as text, but for Alembic's and the record's own tables; equal
 # text means an equal schema.

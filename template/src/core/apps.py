@@ -1,11 +1,11 @@
 """The apps are the folders of `src/apps`: none is listed anywhere, and none is skipped."""
 
 import importlib
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from alembic_safety.boundary import describe_import_error
 from core.project import ROOT
 
 APPS = ROOT / "src" / "apps"
@@ -47,14 +47,3 @@ def _import(path: Path) -> ModuleType:
         return importlib.import_module(".".join(parts))
     except Exception as error:
         raise AppImportError(describe_import_error(error, path)) from error
-
-
-def describe_import_error(error: Exception, path: Path) -> str:
-    """Return file, line and cause of an error that importing the file at `path` raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-    if isinstance(error, SyntaxError) and error.filename == str(path):
-        lines = [error.lineno]
-    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-    place = f"{shown}:{lines[-1]}" if lines else str(shown)
-    return f"{place}: {type(error).__name__}: {error}"

@@ -8,9 +8,19 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import BeforeValidator, Field, InstanceOf, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from core import embedded_postgres
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 from core.project import ROOT, load_project
+
+
+def start_own_server(database: str = "postgres") -> DatabaseURL:
+    """Start the project's own PostgreSQL, in development and tests; return a database of it.
+
+    Raises:
+        EmbeddedPostgresError: it can't run here; the message says what to do.
+    """
+    from core import embedded_postgres  # noqa: PLC0415 - production never imports it
+
+    return embedded_postgres.start(database)
 
 
 class Environment(StrEnum):
@@ -115,9 +125,7 @@ class Settings(AnySettings):
         if configured is not None:
             return configured
         name = load_project().name
-        return embedded_postgres.start(
-            f"{name}-test" if self.environment is Environment.TEST else name
-        )
+        return start_own_server(f"{name}-test" if self.environment is Environment.TEST else name)
 
     @property
     def migration_url(self) -> DatabaseURL:

@@ -4,11 +4,9 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-import asyncpg
 from sqlalchemy import event
 from sqlalchemy.engine import Engine, ExceptionContext
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -23,16 +21,14 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
 
+from alembic_safety.backup.clients import find_client, libpq_environment
+from alembic_safety.database.connection import UNNAMED_STATEMENTS, make_connector
+from alembic_safety.database.url import DatabaseURL
+from alembic_safety.errors import ClientProgramError, DatabaseUnavailableError
 from core import tracing
 from core.config import SettingsError, get_settings
-from core.database_url import DatabaseURL
 from core.embedded_postgres import EmbeddedPostgresError
-from core.postgres_client import ClientProgramError, find_client, libpq_environment
 from core.project import load_project
-
-
-class DatabaseUnavailableError(Exception):
-    """No connection could be made. The message says why, without the password."""
 
 
 class DatabaseTimeoutError(DatabaseUnavailableError):
@@ -43,20 +39,8 @@ class ReadOnlyError(Exception):
     """A session that is for reading was to write. It is a mistake of the program."""
 
 
-CLOSE_TIMEOUT = 0.5
-"""Seconds that closing a connection may take, and the cancelling of what runs on it."""
 FRESH = 1.0
 """Seconds for which a connection that was used is taken to be well, unless it was closed."""
-
-
-class Connection(asyncpg.Connection):
-    """A connection that is closed in time where the server hangs, too."""
-
-    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
-        """Close the connection; one that can't be closed in order is dropped."""
-        limit = CLOSE_TIMEOUT if timeout is None else min(timeout, CLOSE_TIMEOUT)
-        with suppress(TimeoutError):
-            await super().close(timeout=limit)
 
 
 class Pool(AsyncAdaptedQueuePool):
@@ -89,7 +73,6 @@ def create_engine(
     url: DatabaseURL,
     *,
     server_settings: Mapping[str, str] | None = None,
-    connect_timeout: float = 10.0,
     command_timeout: float | None = None,
     named_statements: bool = True,
     **options: Any,
@@ -99,7 +82,6 @@ def create_engine(
     Args:
         url: where to connect to.
         server_settings: run-time parameters of each connection; a rollback does not undo them.
-        connect_timeout: seconds; `connect_timeout` in the URL goes before it.
         command_timeout: seconds that a statement, or a commit, may take; then the server is told
             to cancel it, its connection is closed, and `DatabaseTimeoutError` raised.
         named_statements: whether statements are prepared under a name and kept. Through a pooler
@@ -108,27 +90,15 @@ def create_engine(
 
     Connecting raises `DatabaseUnavailableError`, whatever the cause.
     """
-    arguments: dict[str, Any] = {"timeout": connect_timeout, **url.asyncpg_arguments()}
-    arguments |= {"command_timeout": command_timeout, "connection_class": Connection}
     settings = dict(server_settings or {})
     if "application_name" not in dict(url.query):
         settings.setdefault("application_name", load_project().name)
+    arguments: dict[str, Any] = {"command_timeout": command_timeout}
     dialect_arguments: dict[str, Any] = {}
     if not named_statements:
-        # asyncpg then sends an unnamed statement along with each execution.
         arguments["statement_cache_size"] = 0
-        dialect_arguments["prepared_statement_cache_size"] = 0
-        dialect_arguments["prepared_statement_name_func"] = str
-
-    async def connect(**keywords: Any) -> "asyncpg.Connection[asyncpg.Record]":
-        # asyncpg reads the URL itself: it knows sslmode, sockets and several hosts as libpq does.
-        try:
-            return await asyncpg.connect(**arguments, server_settings=settings, **keywords)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            file = f": {error.filename}" if isinstance(error, FileNotFoundError) else ""
-            reason = f"{error or type(error).__name__}{file if file not in str(error) else ''}"
-            raise DatabaseUnavailableError(f"can't connect to {url}: {reason}") from error
-
+        dialect_arguments = UNNAMED_STATEMENTS
+    connect = make_connector(url, server_settings=settings, **arguments)
     options.setdefault("poolclass", Pool)
     engine = create_async_engine(
         "postgresql+asyncpg://",

@@ -26,7 +26,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
+from alembic_safety.errors import EmbeddedPostgresError
 from core.project import ROOT
 
 HOME = ROOT / ".postgres"
@@ -36,10 +37,6 @@ PORT = 5432  # names the socket file; nothing listens on TCP
 SUPERUSER = "postgres"
 # The shortest limit of the systems supported: sun_path of macOS holds 104 bytes with the NUL.
 _LONGEST_SOCKET_PATH = 103
-
-
-class EmbeddedPostgresError(Exception):
-    """The project's own server can't be had here. The message says what to do."""
 
 
 def start(database: str, *, home: Path | None = None) -> DatabaseURL:

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from core.errors import Problem, problem
-from core.migrations.state import SchemaReader, State
+from alembic_safety.state import SchemaReader, State
 
 DEADLINE = 1.5
 """Seconds that the database has to answer; probes commonly give up after two."""

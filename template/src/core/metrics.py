@@ -33,7 +33,7 @@ from starlette.types import Scope
 from core.config import Settings
 from core.database import Pool
 from core.health import DEADLINE
-from core.migrations.state import Recorded, SchemaReader, SchemaState, State
+from alembic_safety.state import Recorded, SchemaReader, SchemaState, State
 from core.workers import forget_the_dead
 
 logger = logging.getLogger(__name__)

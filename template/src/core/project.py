@@ -1,5 +1,6 @@
 """What pyproject.toml says about this project."""
 
+import os
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -31,3 +32,8 @@ def load_project() -> Project:
         description=project.get("description", ""),
         version=project["version"],
     )
+
+
+def code_version() -> str:
+    """Return `CODE_VERSION` (set it to the commit), or the project's version."""
+    return os.environ.get("CODE_VERSION") or load_project().version

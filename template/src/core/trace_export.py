@@ -13,8 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
 from core import tracing
-from core.migrations.record import code_version
-from core.project import load_project
+from core.project import code_version, load_project
 
 _BETWEEN_COMPLAINTS = 300.0
 """Seconds."""

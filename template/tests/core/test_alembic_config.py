@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from core.migrations.config import AlembicConfigError, load_alembic_config, make_config
+from alembic_safety.config import AlembicConfigError, load_alembic_config, make_config
 from core.project import ROOT
 
 

@@ -15,11 +15,11 @@ from tests.support import Project
 
 from core import postgres_client
 from core.config import get_settings
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 from core.migrations import __main__ as migrations
 from core.migrations import state
-from core.migrations.lock import lock_key
-from core.postgres_client import ClientProgramError, find_client
+from alembic_safety.database.lock import lock_key
+from alembic_safety.backup.clients import ClientProgramError, find_client
 
 NAME = re.compile(r"(?P<database>.+)_(?P<revision>\w+)_\d{8}T\d{6}Z(\.schema)?\.dump")
 AWKWARD = """
@@ -217,7 +217,7 @@ def fake_pg_dump(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> 
             return str(program)
         return find_client(name, url, server_major=server_major)
 
-    monkeypatch.setattr("core.migrations.backup.find_client", find_fake)
+    monkeypatch.setattr("alembic_safety.backup.dump.find_client", find_fake)
 
 
 @pytest.mark.parametrize(

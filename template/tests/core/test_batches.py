@@ -17,7 +17,7 @@ op.execute("CREATE TABLE big (id {type} PRIMARY KEY, n int, done int NOT NULL DE
     op.execute("INSERT INTO big SELECT {value}, i FROM generate_series(1, 95) i")
 """
 UPDATE = "UPDATE big SET done = done + 1 WHERE id BETWEEN :first AND :last"
-IMPORT = "from core.migrations.batches import in_batches"
+IMPORT = "from alembic_safety.batches import in_batches"
 
 
 def backfill(statement: str = UPDATE, **options: object) -> str:

@@ -11,11 +11,11 @@ from sqlalchemy.pool import NullPool
 from tests.support import Project
 
 from core.database import create_engine
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 from core.migrations import __main__ as migrations
 from core.migrations import state
-from core.migrations.check import checks, released
-from core.migrations.plan import planner, rehearsal
+from alembic_safety.check import checks, released
+from alembic_safety.plan import planner, rehearsal
 
 GIT = shutil.which("git") or ""
 needs_git = pytest.mark.skipif(not GIT, reason="git is not installed")

@@ -18,10 +18,10 @@ from tests.support import Project, run_alembic
 
 from core import database, embedded_postgres
 from core.config import get_settings
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 from core.embedded_postgres import EmbeddedPostgresError
 from core.migrations import __main__ as migrations
-from core.migrations.config import make_config
+from alembic_safety.config import make_config
 
 HEADS = ScriptDirectory.from_config(make_config()).get_heads()
 

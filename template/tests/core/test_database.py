@@ -12,7 +12,7 @@ from sqlalchemy import insert, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from tests.support import make_client, started_app
 
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 from core.dependencies import ReadSessionsDep, SessionDep
 from core.errors import NotFoundError
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 
 
 @pytest.mark.parametrize(

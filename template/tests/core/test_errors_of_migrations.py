@@ -9,7 +9,7 @@ from tests.support import Project
 
 from core import apps
 from core.config import get_settings
-from core.migrations.config import make_config
+from alembic_safety.config import make_config
 
 
 @pytest.mark.parametrize(

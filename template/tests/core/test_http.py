@@ -19,11 +19,11 @@ from sqlalchemy import text
 from tests.support import make_client, started_app
 
 from core.config import Environment, Settings
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 from core.dependencies import SessionDep
 from core.errors import ConflictError, NotFoundError
 from core.logging import configure_logging
-from core.migrations.config import make_config
+from alembic_safety.config import make_config
 
 
 class Number(BaseModel):

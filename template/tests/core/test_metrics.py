@@ -23,11 +23,11 @@ from tests.support import Project, make_client, started_app
 
 from core import metrics
 from core.config import get_settings
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 from core.dependencies import SessionDep
 from core.migrations import __main__ as migrations
-from core.migrations.config import make_config
-from core.migrations.state import SchemaReader, SchemaState
+from alembic_safety.config import make_config
+from alembic_safety.state import SchemaReader, SchemaState
 from core.project import ROOT
 from core.workers import forget_the_dead, share_counts
 

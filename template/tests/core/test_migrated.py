@@ -12,7 +12,7 @@ from tests import migrated
 from tests.migrated import Connection, drop_unused, migrated_database, migrated_name
 from tests.support import Project
 
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 
 PREFIX = f"{migrated.PREFIX}{os.getpid()}_"
 FIRST, SECOND = (f"{PREFIX}migrated_{digit * 12}" for digit in "12")

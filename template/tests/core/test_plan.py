@@ -11,9 +11,9 @@ from tests.support import Project
 
 from core.migrations import __main__ as migrations
 from core.migrations import state
-from core.migrations.check import released
-from core.migrations.plan import planner, rehearsal
-from core.postgres_client import ClientProgramError, find_client
+from alembic_safety.check import released
+from alembic_safety.plan import planner, rehearsal
+from alembic_safety.backup.clients import ClientProgramError, find_client
 
 Plan = Callable[..., tuple[int, str]]
 

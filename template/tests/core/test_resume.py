@@ -55,7 +55,7 @@ def wait_until(project: Project, query: str) -> None:
 def runner(project: Project) -> Iterator["subprocess.Popen[str]"]:
     """Run `upgrade head` in a process of its own."""
     program = (
-        "from alembic import command; from core.migrations.config import make_config; "
+        "from alembic import command; from alembic_safety.config import make_config; "
         "config = make_config(); config.set_main_option('path_separator', 'newline'); "
         f"config.set_main_option('version_locations', {str(project.folder)!r}); "
         "command.upgrade(config, 'head')"

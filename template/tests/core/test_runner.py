@@ -18,7 +18,7 @@ from tests.support import Project
 from core.config import get_settings
 from core.database import create_engine
 from core.migrations import record
-from core.migrations.lock import lock_key
+from alembic_safety.database.lock import lock_key
 from core.project import ROOT, load_project
 
 HELD = """
@@ -141,7 +141,7 @@ def test_of_runners_at_once_one_applies_and_all_succeed(
     project.write("b2", "a1", built if concurrently else "pass")
     project.write("c3", "b2")
     program = (
-        "from alembic import command; from core.migrations.config import make_config; "
+        "from alembic import command; from alembic_safety.config import make_config; "
         "config = make_config(); config.set_main_option('path_separator', 'newline'); "
         f"config.set_main_option('version_locations', {str(project.folder)!r}); "
         "command.upgrade(config, 'head')"

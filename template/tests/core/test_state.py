@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from core.migrations.state import Revisions, SchemaState, State
+from alembic_safety.state import Revisions, SchemaState, State
 
 
 def make_revisions(parents: dict[str, tuple[str, ...]], *heads: str) -> Revisions:

@@ -1,1 +1,1 @@
-"""What stands behind `migrations/env.py`: plain Alembic commands get all of it."""
+"""Kept until 3.0 for revisions that import `core.migrations.batches`."""

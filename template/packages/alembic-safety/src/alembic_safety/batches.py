@@ -15,7 +15,9 @@ from alembic import op
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from core.migrations.errors import MigrationError
+from alembic_safety import alembic_internals
+from alembic_safety.errors import MigrationError
+from alembic_safety.sql import quote
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +68,12 @@ def in_batches(
     if not {":first", ":last"} <= set(re.findall(r":\w+", statement)):
         raise BackfillError("the statement of a backfill needs the bounds :first and :last")
     context = op.get_context()
-    if context._in_external_transaction:  # noqa: SLF001
+    if alembic_internals.is_in_caller_transaction(context):
         raise BackfillError(
             "a backfill commits its batches, and this connection is in a transaction of its "
             "caller's: run the migration on a connection outside of one"
         )
-    quoted = _quote(key)
+    quoted = quote(key)
     if context.as_sql:
         bound = f"(SELECT {quoted} FROM {table} ORDER BY 1 {{}} LIMIT 1)"  # noqa: S608
         whole = re.sub(r":first\b", bound.format("ASC"), statement)
@@ -106,7 +108,7 @@ class _Backfill:
         self.estimate = int(column.estimate)
         self.type = column.type
         self.job = hashlib.sha256(job.encode()).hexdigest()
-        quoted = _quote(key)
+        quoted = quote(key)
         # The next rows after a place, or from the start where there is none yet.
         columns = (
             "count(*) AS rows, (array_agg(k))[1] AS first, (array_agg(k))[count(*)] AS last,"
@@ -194,7 +196,3 @@ class _Backfill:
                 with suppress(DBAPIError):
                     self.connection.exec_driver_sql("ROLLBACK")
             raise
-
-
-def _quote(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

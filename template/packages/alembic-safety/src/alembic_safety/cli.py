@@ -1,4 +1,4 @@
-"""The commands behind `make migrate-status`, `migrate-history`, `migrate-reset`, `backup`, ..."""
+"""The program `alembic-safety`: commands next to those of `alembic`."""
 
 import argparse
 import asyncio
@@ -10,23 +10,18 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any, TypeVar
 
 from alembic import command
 from alembic.util import CommandError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
 
-from core.config import SettingsError, get_settings
-from core.database import DatabaseUnavailableError, create_engine
-from core.database_url import DatabaseURL
-from core.embedded_postgres import EmbeddedPostgresError
-from core.logging import configure_logging
-from core.migrations import record
-from core.migrations.backup import (
+from alembic_safety.backup.clients import find_client
+from alembic_safety.backup.dump import (
     Backup,
     backup_folder,
     check_readable,
@@ -37,55 +32,54 @@ from core.migrations.backup import (
     record_backup,
     take_backup,
 )
-from core.migrations.check.checks import Outcome, run_checks
-from core.migrations.check.released import rebase
-from core.migrations.config import (
-    AlembicConfigError,
-    BackupKind,
-    load_alembic_config,
-    make_config,
-)
-from core.migrations.confirm import NotConfirmedError, confirm
-from core.migrations.errors import MigrationError, describe_error
-from core.migrations.plan.planner import Request, make_plan
-from core.migrations.plan.report import Format, render
-from core.migrations.pooler import connect_past_poolers, refuse_transaction_pooler
-from core.migrations.restore import RestoreError, restore
-from core.migrations.state import Revisions, SchemaReader, SchemaState, State
-from core.postgres_client import ClientProgramError, find_client
+from alembic_safety.check.checks import Outcome, run_checks
+from alembic_safety.source.revision_files import rebase
+from alembic_safety.boundary import describe_error
+from alembic_safety.config import make_config
+from alembic_safety.database import history
+from alembic_safety.database.connection import create_engine
+from alembic_safety.errors import ClientProgramError, MigrationError, NotConfirmedError
+from alembic_safety.options import BackupKind
+from alembic_safety.project import Project
+from alembic_safety.run.confirm import confirm
+from alembic_safety.plan.planner import Request, make_plan
+from alembic_safety.plan.report import Format, render
+from alembic_safety.database.pooler import connect_directly, refuse_transaction_pooler
+from alembic_safety.backup.restore import RestoreError, restore
+from alembic_safety.state import Revisions, SchemaReader, SchemaState, State
 
 T = TypeVar("T")
 UNSAFE = 3
-"""The exit code of `plan` where something is unsafe."""
+"""Exit code of `plan` if something is unsafe."""
 _AS_SET, _PENDING = "auto", "pending"
 """What the options have backed up before migrations; the same, if there are revisions to apply."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m core.migrations", description=__doc__)
+    parser = argparse.ArgumentParser(prog="alembic-safety", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     status = commands.add_parser("status", help="say where the database is")
-    status.set_defaults(run=lambda _: _status())
+    status.set_defaults(run=lambda project, _: _status(project))
     history = commands.add_parser("history", help="say what was applied and reverted, and when")
-    history.set_defaults(run=lambda _: _history())
+    history.set_defaults(run=lambda project, _: _history(project))
     reset = commands.add_parser("reset", help="downgrade to base; the data are lost")
     reset.add_argument(
         "--confirm", default="", help="the database's name, where nobody can be asked"
     )
-    reset.set_defaults(run=lambda given: _reset(given.confirm))
+    reset.set_defaults(run=lambda project, given: _reset(project, given.confirm))
     backup = commands.add_parser("backup", help="back the database up")
     kinds = [BackupKind.FULL.value, BackupKind.SCHEMA.value, _AS_SET, _PENDING]
     backup.add_argument("--kind", choices=kinds, default=BackupKind.FULL.value)
-    backup.set_defaults(run=lambda given: _backup(given.kind))
+    backup.set_defaults(run=lambda project, given: _backup(project, given.kind))
     rolled_out = commands.add_parser("rolled-out", help="record that this code runs now")
     rolled_out.add_argument("version", help="the commit, or the image's tag")
-    rolled_out.set_defaults(run=lambda given: _rolled_out(given.version))
+    rolled_out.set_defaults(run=lambda project, given: _rolled_out(project, given.version))
     backups = commands.add_parser("backups", help="list the backups, and read each to its end")
-    backups.set_defaults(run=lambda _: _backups())
+    backups.set_defaults(run=lambda project, _: _backups(project))
     path = commands.add_parser("backup-path", help="print where a backup is, or their folder")
     path.add_argument("backup", nargs="?", default="", help="a file, a name, or `latest`")
-    path.set_defaults(run=lambda given: _backup_path(given.backup))
+    path.set_defaults(run=lambda project, given: _backup_path(project, given.backup))
     restoring = commands.add_parser("restore", help="restore a backup into a new database")
     restoring.add_argument("backup", help="a file, a name that `backups` lists, or `latest`")
     restoring.add_argument("--into", default="", help="the new database's name")
@@ -96,30 +90,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_plan(commands.add_parser("plan", help="rehearse what is pending on a copy, and judge it"))
     check = commands.add_parser("check", help="say whether the revisions may be merged")
     check.add_argument("--base", default="", help="the branch to merge into; else origin's main")
-    check.set_defaults(run=lambda given: _check(given.base))
+    check.set_defaults(run=lambda project, given: _check(project, given.base))
     rebasing = commands.add_parser("rebase", help="let the new revisions follow those of the base")
     rebasing.add_argument("--base", default="", help="the branch to merge into; else origin's main")
-    rebasing.set_defaults(run=lambda given: _rebase(given.base))
+    rebasing.set_defaults(run=lambda project, given: _rebase(project, given.base))
     given = parser.parse_args(arguments)
     try:
-        load_alembic_config()  # a wrong option is said by every command
-        configure_logging(get_settings())
-        code: int = given.run(given)
+        project = Project.load(make_config(Path.cwd()))
+        project.options, project.target  # noqa: B018 - a wrong one is said by every command
+        code: int = given.run(project, given)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130
     except DBAPIError as error:
         print(describe_error(error), file=sys.stderr)
         return 1
-    except (
-        AlembicConfigError,
-        ClientProgramError,
-        CommandError,
-        DatabaseUnavailableError,
-        EmbeddedPostgresError,
-        MigrationError,
-        SettingsError,
-    ) as error:
+    except (CommandError, MigrationError) as error:
         print(error, file=sys.stderr)
         return 1
     return code
@@ -140,15 +126,19 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     plan.set_defaults(run=_plan)
 
 
-def _state(url: DatabaseURL, revisions: Revisions) -> SchemaState:
-    engine = create_engine(url, poolclass=NullPool, named_statements=False)
+def _state(project: Project, revisions: Revisions) -> SchemaState:
+    engine = create_engine(project.target.url)
     return asyncio.run(SchemaReader(engine, revisions).read())
 
 
-def _status() -> int:
-    url = get_settings().migration_url
-    revisions = Revisions.load()
-    state = _state(url, revisions)
+def _is_at_head(project: Project) -> bool:
+    return _state(project, Revisions.load(project.make_config())).state is State.AT_HEAD
+
+
+def _status(project: Project) -> int:
+    url = project.target.url
+    revisions = Revisions.load(project.make_config())
+    state = _state(project, revisions)
     if state.state is State.UNREACHABLE:
         print(state.reason, file=sys.stderr)
         return 1
@@ -171,15 +161,15 @@ def _status() -> int:
     return 0
 
 
-def _history() -> int:
-    url = get_settings().migration_url
-    revisions = Revisions.load()
+def _history(project: Project) -> int:
+    url = project.target.url
+    revisions = Revisions.load(project.make_config())
 
-    async def read() -> tuple[SchemaState, list[record.Entry]]:
-        engine = create_engine(url, poolclass=NullPool, named_statements=False)
+    async def read() -> tuple[SchemaState, list[history.Entry]]:
+        engine = create_engine(url)
         state = await SchemaReader(engine, revisions).read()
         async with engine.connect() as connection:
-            return state, await connection.run_sync(record.read)
+            return state, await connection.run_sync(history.read)
 
     state, entries = asyncio.run(read())
     for entry in entries:
@@ -191,7 +181,7 @@ def _history() -> int:
             f"{f'  backup {entry.backup}' if entry.backup else ''}"
             f"{f'  FAILED: {entry.error}' if entry.error else ''}"
         )
-    moves = {record.Direction.UPGRADE, record.Direction.DOWNGRADE, record.Direction.STAMP}
+    moves = {history.Direction.UPGRADE, history.Direction.DOWNGRADE, history.Direction.STAMP}
     recorded = {
         entry.revision for entry in entries if entry.error is None and entry.direction in moves
     }
@@ -203,67 +193,66 @@ def _history() -> int:
     return 0
 
 
-def _reset(confirmation: str) -> int:
-    database = get_settings().migration_url.database
+def _reset(project: Project, confirmation: str) -> int:
+    database = project.target.url.database
     confirm(
         database,
         f"reset deletes all data of the database {database}",
         confirmation,
         how=f"make migrate-reset CONFIRM={database}",
     )
-    command.downgrade(make_config(confirm=database), "base")
+    command.downgrade(project.make_config(confirm=database), "base")
     print(f"The database {database} is at base: no revision is applied.")
     return 0
 
 
-def _backup(given: str) -> int:
-    url = get_settings().migration_url
-    options = load_alembic_config().safety
+def _backup(project: Project, given: str) -> int:
+    target = project.target
     as_set = given in {_AS_SET, _PENDING}
-    kind = kind_before_migrations(options) if as_set else BackupKind(given)
+    kind = kind_before_migrations(project) if as_set else BackupKind(given)
     if kind is BackupKind.OFF:
         print("No backup: it is switched off (option backup).", file=sys.stderr)
         return 0
-    if given == _PENDING and _state(url, Revisions.load()).state is State.AT_HEAD:
+    if given == _PENDING and _is_at_head(project):
         print("No backup: nothing is pending.", file=sys.stderr)
         return 0
 
     def take_and_record(connection: Connection) -> Backup:
         started = time.monotonic()
-        backup = take_backup(connection, url, options, kind)
-        record_backup(connection, backup, time.monotonic() - started)
+        backup = take_backup(connection, project, kind)
+        seconds = time.monotonic() - started
+        record_backup(connection, backup, seconds=seconds, code_version=target.code_version)
         return backup
 
     async def take() -> Backup:
-        async with connect_past_poolers(url) as (_, connection):
+        async with connect_directly(target.url) as (_, connection):
             return await connection.run_sync(take_and_record)
 
     print(asyncio.run(take()).path)
     return 0
 
 
-def _rolled_out(version: str) -> int:
-    url = get_settings().migration_url
-    state = _state(url, Revisions.load())
-    event = record.Event(
-        revision="+".join(state.current), direction=record.Direction.ROLLOUT, code_version=version
+def _rolled_out(project: Project, version: str) -> int:
+    state = _state(project, Revisions.load(project.make_config()))
+    event = history.Event(
+        revision="+".join(state.current), direction=history.Direction.ROLLOUT, code_version=version
     )
 
     def write(connection: Connection) -> None:
-        if record.exists(connection):
-            record.write(connection, event)
+        if history.exists(connection):
+            history.write(connection, event)
         connection.commit()
 
     async def run() -> None:
-        async with connect_past_poolers(url) as (_, connection):
+        async with connect_directly(project.target.url) as (_, connection):
             await connection.run_sync(write)
 
     asyncio.run(run())
     return 0
 
 
-def _backups() -> int:
-    folder = backup_folder(load_alembic_config().safety)
+def _backups(project: Project) -> int:
+    folder = backup_folder(project)
     backups = list_backups(folder)
     if not backups:
         print(f"There are no backups in {folder}.")
@@ -285,16 +274,16 @@ def _backups() -> int:
     return 1 if broken else 0
 
 
-def _backup_path(given: str) -> int:
-    folder = backup_folder(load_alembic_config().safety)
-    database = get_settings().migration_url.database
+def _backup_path(project: Project, given: str) -> int:
+    folder = backup_folder(project)
+    database = project.target.url.database
     found = find_backup(folder, given, database, full=False).path.resolve() if given else folder
     print(found)
     return 0
 
 
-def _restore(given: argparse.Namespace) -> int:
-    url = get_settings().migration_url
+def _restore(project: Project, given: argparse.Namespace) -> int:
+    url = project.target.url
     if given.confirm and given.confirm != url.database:
         raise NotConfirmedError(
             f"{given.confirm!r} is not the name of the database ({url.database}); "
@@ -305,7 +294,7 @@ def _restore(given: argparse.Namespace) -> int:
             "CONFIRM puts the backup in the present database's place, DATABASE names a new one; "
             "give one of them"
         )
-    folder = backup_folder(load_alembic_config().safety)
+    folder = backup_folder(project)
     replace = bool(given.confirm)
     backup = find_backup(folder, given.backup, url.database, full=replace)
 
@@ -329,7 +318,7 @@ async def _ended_in_order(work: Coroutine[Any, Any, T]) -> T:
         raise KeyboardInterrupt from None
 
 
-def _plan(given: argparse.Namespace) -> int:
+def _plan(project: Project, given: argparse.Namespace) -> int:
     # What Alembic says of the copy would stand between the lines of the plan.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     request = Request(
@@ -339,7 +328,7 @@ def _plan(given: argparse.Namespace) -> int:
         deployed=given.deployed,
         base=given.base,
     )
-    planning = make_plan(get_settings().migration_url, load_alembic_config().safety, request)
+    planning = make_plan(project, request)
     # What revisions print does not stand in the plan, which a program may read.
     with redirect_stdout(sys.stderr):
         plan = asyncio.run(_ended_in_order(planning))
@@ -351,13 +340,13 @@ def _plan(given: argparse.Namespace) -> int:
     return 0 if plan.safe or given.allow_unsafe else UNSAFE
 
 
-def _check(base: str) -> int:
+def _check(project: Project, base: str) -> int:
     # What Alembic says of each of its steps would stand between the lines.
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
     async def check() -> int:
         failed = 0
-        async for result in run_checks(get_settings().migration_url, base):
+        async for result in run_checks(project, base):
             failed += result.outcome is Outcome.FAILED
             print(f"{result.outcome:<5} {result.check:<18}  {result.note}".rstrip(), flush=True)
             for problem in result.problems:
@@ -367,12 +356,13 @@ def _check(base: str) -> int:
     return 1 if asyncio.run(_ended_in_order(check())) else 0
 
 
-def _rebase(base: str) -> int:
-    for line in rebase(base):
+def _rebase(project: Project, base: str) -> int:
+    for line in rebase(project, base):
         print(line)
     return 0
 
 
-if __name__ == "__main__":
-    atexit.register(gc.freeze)  # as in migrations/env.py
+def run() -> None:
+    """Run the program."""
+    atexit.register(gc.freeze)  # as in alembic_safety.environment
     sys.exit(main())

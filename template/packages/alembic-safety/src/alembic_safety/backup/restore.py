@@ -18,16 +18,15 @@ from pathlib import Path
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.pool import NullPool
 
-from core.database import DatabaseUnavailableError, create_engine
-from core.database_url import DatabaseURL
-from core.migrations.backup import Backup, check_readable, format_size, server_major
-from core.migrations.config import BackupKind
-from core.migrations.errors import MigrationError
-from core.migrations.lock import lock_holder
-from core.postgres_client import (
-    ClientProgramError,
+from alembic_safety.database.connection import create_engine
+from alembic_safety.database.url import DatabaseURL
+from alembic_safety.backup.dump import Backup, check_readable, format_size, server_major
+from alembic_safety.errors import ClientProgramError, DatabaseUnavailableError, MigrationError
+from alembic_safety.options import BackupKind
+from alembic_safety.database.lock import lock_holder
+from alembic_safety.sql import DUPLICATE_DATABASE, IDENTIFIER, OBJECT_IN_USE, quote, sqlstate
+from alembic_safety.backup.clients import (
     find_client,
     find_clients,
     major_version,
@@ -46,8 +45,6 @@ _TERMINATE = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE datname = :name AND pid <> pg_backend_pid()"
 )
-_DUPLICATE_DATABASE = "42P04"
-_OBJECT_IN_USE = "55006"
 # invalid_parameter_value, wrong_object_type, feature_not_supported: of a locale
 _NO_SUCH_LOCALE = {"22023", "42809", "0A000"}
 
@@ -58,16 +55,15 @@ _OF_THE_DATABASE = re.compile(
 _CREATE = re.compile(r"^CREATE DATABASE .*?;\n", re.MULTILINE | re.DOTALL)
 _ENCODING = re.compile(r"ENCODING = '\w+'")
 _CLIENT_ENCODING = re.compile(rb"^SET client_encoding = '(\w+)';$", re.MULTILINE)
-_IDENTIFIER = r'(?:"(?:[^"]|"")+"|[\w$]+)'
 # Comments, literals and other names are matched, too: what looks like a statement in one is none.
 _NAMES_THE_DATABASE = re.compile(
     rf"""
     --[^\n]* | '(?:[^']|'')*'
     | (?P<statement>
-        ^(?:CREATE | ALTER | ALTER\ ROLE\ {_IDENTIFIER}\ IN | COMMENT\ ON
+        ^(?:CREATE | ALTER | ALTER\ ROLE\ {IDENTIFIER}\ IN | COMMENT\ ON
            | SECURITY\ LABEL\ .*ON | (?:GRANT|REVOKE)\ [A-Z,\ ]+\ ON)
         \ DATABASE\ )
-      {_IDENTIFIER}
+      {IDENTIFIER}
     | "(?:[^"]|"")*"
     """,
     re.MULTILINE | re.VERBOSE,
@@ -171,8 +167,8 @@ async def _create(server: AsyncConnection, script: str, target: str) -> None:
     try:
         await server.exec_driver_sql(statement)
     except DBAPIError as error:
-        state = getattr(error.orig, "sqlstate", None)
-        if state == _DUPLICATE_DATABASE:
+        state = sqlstate(error)
+        if state == DUPLICATE_DATABASE:
             raise RestoreError(
                 f"there is a database {target} already; name another one (DATABASE=...), or drop it"
             ) from error
@@ -329,7 +325,7 @@ async def _swap(server: AsyncConnection, url: DatabaseURL, restored: str) -> str
         await server.exec_driver_sql("COMMIT")
     except (DBAPIError, RestoreError) as error:
         reason = f"{error.orig}" if isinstance(error, DBAPIError) else str(error)
-        if getattr(getattr(error, "orig", None), "sqlstate", None) == _OBJECT_IN_USE:
+        if sqlstate(error) == OBJECT_IN_USE:
             reason += "; stop what uses it"
         raise RestoreError(
             f"the database {present} could not be replaced, and is as it was; the backup is in "
@@ -372,7 +368,7 @@ async def _refuse_while_migrating(server: AsyncConnection, database: str) -> Non
 @asynccontextmanager
 async def maintenance(url: DatabaseURL) -> AsyncIterator[AsyncConnection]:
     """Connect to the server's maintenance database, outside of a transaction."""
-    engine = create_engine(_maintenance_url(url), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    engine = create_engine(_maintenance_url(url), isolation_level="AUTOCOMMIT")
     async with engine.connect() as connection:
         yield connection
 
@@ -381,9 +377,3 @@ def _name(database: str, what: str, moment: datetime) -> str:
     """Return `<database>_<what>_<time>`, the database's name cut where that is too long."""
     tail = f"_{what}_{moment:%Y%m%d_%H%M%S}"
     return database.encode()[: _LONGEST_NAME - len(tail)].decode(errors="ignore") + tail
-
-
-def quote(name: str) -> str:
-    """Return a name as SQL writes it."""
-    doubled = name.replace('"', '""')
-    return f'"{doubled}"'

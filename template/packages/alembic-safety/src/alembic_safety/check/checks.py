@@ -26,23 +26,23 @@ from sqlalchemy.pool import NullPool
 
 from core.apps import AppImportError, describe_import_error
 from core.database import create_engine
-from core.database_url import DatabaseURL
-from core.migrations.check.released import Branch, RevisionFile, read_branch, read_files
-from core.migrations.config import make_config
-from core.migrations.errors import MigrationError, describe_error, migration_errors
-from core.migrations.plan.deployed import read_models
-from core.migrations.plan.fingerprint import describe_difference
-from core.migrations.plan.planner import (
+from alembic_safety.database.url import DatabaseURL
+from alembic_safety.source.revision_files import Branch, RevisionFile, read_branch, read_files
+from alembic_safety.config import make_config
+from alembic_safety.errors import MigrationError, describe_error, migration_errors
+from alembic_safety.source.deployed import read_models
+from alembic_safety.plan.fingerprint import describe_difference
+from alembic_safety.plan.planner import (
     RevisionPlan,
     bring_to,
     plan_revisions,
     rehearse_from,
 )
-from core.migrations.plan.rehearsal import Step, Walk
-from core.migrations.plan.scratch import Scratch, scratch
-from core.migrations.plan.verdicts import Sizes, Verdict
-from core.migrations.state import Revisions
-from core.postgres_client import ClientProgramError
+from alembic_safety.plan.rehearsal import Step, Walk
+from alembic_safety.plan.scratch import Scratch, scratch
+from alembic_safety.plan.verdicts import Sizes, Verdict
+from alembic_safety.state import Revisions
+from alembic_safety.backup.clients import ClientProgramError
 from core.project import ROOT
 
 _SHOWN = 5

@@ -1,14 +1,14 @@
-"""What was applied, reverted, backed up and failed, when, by whom.
+"""The history of migrations: a table with a row for each revision, backup, failure and roll-out.
 
-A revision's row is written in the revision's own transaction. The table needs no revision of its
-own, and autogenerate never sees it.
+The row of a revision is written in the revision's transaction. No revision makes the table, and
+autogenerate ignores it.
 """
 
 import getpass
 import os
 import socket
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import cache
@@ -17,11 +17,10 @@ from typing import Any
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from core.migrations.statements import watched_statements
-from core.project import load_project
+from alembic_safety.database.statements import watched_statements
+from alembic_safety.sql import UNDEFINED_TABLE, sqlstate
 
 TABLE = "alembic_version_history"
-_UNDEFINED_TABLE = "42P01"
 
 _CREATE = f"""
     CREATE TABLE {TABLE} (
@@ -37,7 +36,7 @@ _CREATE = f"""
         error text
     )
 """
-# Of a table that an earlier version of this module made; where it is there, nothing is locked.
+# Missing in a table that release 1.0 made.
 _ADD_ERROR = f"ALTER TABLE {TABLE} ADD COLUMN error text"
 _COLUMNS = text(
     "SELECT to_regclass(:table) IS NOT NULL AS there, EXISTS (SELECT FROM pg_attribute"
@@ -48,49 +47,44 @@ _INSERT = text(
     " (revision, direction, started_at, duration, who, host, code_version, backup, error)"
     " VALUES (:revision, :direction, clock_timestamp() - make_interval(secs => :seconds),"
     " make_interval(secs => :seconds), :who, :host, :code_version, :backup, :error)"
-    # Nothing of the record: what is asked here needs no question of its own.
+    # Saves the runner a round trip: it compares them with those it has set.
     " RETURNING current_setting('lock_timeout'), current_setting('statement_timeout')"
 )
 _SELECT = text(
     "SELECT revision, direction, started_at, extract(epoch FROM duration) AS seconds,"  # noqa: S608
-    " who, host, code_version, backup, to_jsonb(record) ->> 'error' AS error"
-    f" FROM {TABLE} record ORDER BY id"
+    " who, host, code_version, backup, to_jsonb(history) ->> 'error' AS error"
+    f" FROM {TABLE} history ORDER BY id"
 )
 
 
-def code_version() -> str:
-    """Return what code this is: `CODE_VERSION` (set it to the commit), or the project's version."""
-    return os.environ.get("CODE_VERSION") or load_project().version
-
-
 class Direction(StrEnum):
-    """What a row tells of."""
+    """Kind of a row."""
 
     UPGRADE = "upgrade"
     DOWNGRADE = "downgrade"
     STAMP = "stamp"
     BACKUP = "backup"
     ROLLOUT = "rollout"
-    """Not of migrations, but of the code that began to run."""
+    """The code began to run; nothing was migrated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """A revision that was applied, reverted or stamped, or failed to be; a backup; a roll-out."""
+    """A revision that was applied, reverted, stamped or failed; a backup; a roll-out."""
 
     revision: str
-    """Of a backup or a roll-out, where the database was."""
+    """Of a backup or a roll-out: the revision that the database was at."""
     direction: Direction
+    code_version: str
     seconds: float = 0.0
     backup: str | None = None
     error: str | None = None
-    """Why it failed; None where it did not."""
-    code_version: str = field(default_factory=code_version)
+    """The cause of a failure; None if there was none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry(Event):
-    """A row of the record."""
+    """A row of the history."""
 
     started_at: datetime
     who: str
@@ -98,24 +92,24 @@ class Entry(Event):
 
 
 def write(connection: Connection, written: Event) -> None:
-    """Write a row, in the transaction that is open; make the table, where it is not there."""
-    Record(connection).write(written)
+    """Write a row in the open transaction; create the table if it is missing."""
+    History(connection).write(written)
 
 
-class Record:
-    """The record as a run of many revisions writes it: the table is looked at once."""
+class History:
+    """The history as a run of many revisions writes it: the table is checked once."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.is_ready = False
-        """Whether the table is there, and committed, with all of its columns."""
+        """Whether the table exists, committed, with all of its columns."""
 
     def watched(self) -> AbstractContextManager[None]:
-        """Watch the connection's statements: one that names the table may alter it, or drop it."""
+        """Watch the connection's statements: one that names the table may alter or drop it."""
         return watched_statements(self._connection, self._before)
 
     def write(self, written: Event) -> tuple[str, str]:
-        """Write a row, in the transaction that is open; return the timeouts that hold there."""
+        """Write a row in the open transaction; return its lock and statement timeout."""
         if not self.is_ready:
             table = self._connection.execute(_COLUMNS, {"table": TABLE}).one()
             if not table.there:
@@ -132,11 +126,11 @@ class Record:
 
 
 def read(connection: Connection) -> list[Entry]:
-    """Return all rows, oldest first; none where nothing was recorded yet."""
+    """Return all rows, oldest first; none where there is no table."""
     try:
         rows = connection.execute(_SELECT).mappings().all()
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != _UNDEFINED_TABLE:
+        if sqlstate(error) != UNDEFINED_TABLE:
             raise
         connection.rollback()
         return []
@@ -147,13 +141,13 @@ def read(connection: Connection) -> list[Entry]:
 
 
 def last_rollout(connection: Connection) -> str:
-    """Return the code that was rolled out last; empty where that is not known."""
+    """Return the code version that was rolled out last; empty if unknown."""
     rollouts = [item for item in read(connection) if item.direction is Direction.ROLLOUT]
     return rollouts[-1].code_version if rollouts else ""
 
 
 def exists(connection: Connection) -> bool:
-    """Return whether something was ever recorded in this database."""
+    """Return whether the database has the table."""
     return bool(connection.execute(_COLUMNS, {"table": TABLE}).one().there)
 
 

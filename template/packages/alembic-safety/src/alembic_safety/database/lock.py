@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from core.migrations.errors import MigrationError
+from alembic_safety.errors import MigrationError
 
 logger = logging.getLogger(__name__)
 

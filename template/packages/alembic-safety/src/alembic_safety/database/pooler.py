@@ -1,7 +1,7 @@
-"""Recognises a pooler in transaction mode, through which no migration can be trusted.
+"""Poolers in transaction mode, through which no migration can be trusted.
 
-There, each transaction may run on another connection of the server: a session's advisory lock
-belongs to whoever comes next, and so does what SET changed.
+Each transaction may run on another connection of the server: an advisory lock of the session, and
+what SET changed, then belong to the next client.
 https://www.pgbouncer.org/features.html
 """
 
@@ -13,11 +13,10 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlalchemy.pool import NullPool
 
-from core.database import DatabaseUnavailableError, create_engine
-from core.database_url import DatabaseURL
-from core.migrations.errors import MigrationError
+from alembic_safety.database.connection import create_engine
+from alembic_safety.database.url import DatabaseURL
+from alembic_safety.errors import DatabaseUnavailableError, MigrationError
 
 ROUNDS = 3
 """Looks at the pids; a pooler that deals out its connections in turn shows it in one or two."""
@@ -32,31 +31,28 @@ class PoolerError(MigrationError):
 
 
 @asynccontextmanager
-async def connect_past_poolers(
+async def connect_directly(
     url: DatabaseURL, **options: Any
 ) -> AsyncIterator[tuple[AsyncEngine, AsyncConnection]]:
-    """Connect to `url`, where a session is a session; give the engine, and a connection of it.
-
-    Statements are prepared without a name: a pooler may not know it, and PostgreSQL refuses a
-    statement that was prepared before its table changed, which is what migrations are for.
+    """Connect to `url`, and refuse a pooler in transaction mode; yield engine and connection.
 
     Args:
         url: where to connect to.
         options: further arguments of `create_engine`.
 
     Raises:
-        PoolerError: it is not, or it goes through a pooler that can't be told from one of those.
+        PoolerError: the address leads through such a pooler, or one whose mode is unknown.
         DatabaseUnavailableError: no connection could be made.
     """
-    engine = create_engine(url, poolclass=NullPool, named_statements=False, **options)
+    engine = create_engine(url, **options)
     async with engine.connect() as connection:
         await _refuse_transaction_pooler(url, engine, connection)
         yield engine, connection
 
 
 async def refuse_transaction_pooler(url: DatabaseURL) -> None:
-    """Check that a session at `url` is a session; raise what `connect_past_poolers` does."""
-    async with connect_past_poolers(url):
+    """Connect to `url` and disconnect; raise what `connect_directly` does."""
+    async with connect_directly(url):
         pass
 
 

@@ -6,11 +6,6 @@ from typing import Any
 
 from sqlalchemy import Connection, event
 
-LEADING = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
-"""Regular expression of the whitespace and comments before a statement; needs `re.DOTALL`."""
-IDENTIFIER = r'(?:"(?:[^"]|"")+"|[\w$]+)'
-QUALIFIED = rf"{IDENTIFIER}(?:\s*\.\s*{IDENTIFIER})?"
-
 
 @contextmanager
 def watched_statements(connection: Connection, look: Callable[..., None]) -> Iterator[None]:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Self
 from sqlalchemy import Connection, text
 
 from core.migrations import batches, record
-from core.migrations.backup import server_major
-from core.migrations.lock import VERSION_TABLE
+from alembic_safety.backup.dump import server_major
+from alembic_safety.database.lock import VERSION_TABLE
 
 OWN_TABLES = frozenset({VERSION_TABLE, record.TABLE, batches.TABLE})
 _CALLS_NOTHING = re.compile(r"\s*(ALTER|CREATE|DROP|COMMENT|GRANT|REVOKE)\b", re.IGNORECASE)

@@ -10,15 +10,15 @@ from sqlalchemy import Connection, text
 from sqlalchemy.pool import NullPool
 
 from core.database import create_engine
-from core.database_url import DatabaseURL
-from core.migrations.check.released import read_branch
-from core.migrations.config import SafetyOptions, make_config
-from core.migrations.errors import MigrationError, migration_errors
-from core.migrations.git import find_commit
-from core.migrations.plan.deployed import Models, read_models
-from core.migrations.plan.rehearsal import Confinement, Rehearsed, rehearse
-from core.migrations.plan.scratch import Scratch, scratch
-from core.migrations.plan.verdicts import (
+from alembic_safety.database.url import DatabaseURL
+from alembic_safety.source.revision_files import read_branch
+from alembic_safety.config import SafetyOptions, make_config
+from alembic_safety.errors import MigrationError, migration_errors
+from alembic_safety.source.git import find_commit
+from alembic_safety.source.deployed import Models, read_models
+from alembic_safety.plan.rehearsal import Confinement, Rehearsed, rehearse
+from alembic_safety.plan.scratch import Scratch, scratch
+from alembic_safety.plan.verdicts import (
     Reason,
     Size,
     Sizes,
@@ -26,8 +26,8 @@ from core.migrations.plan.verdicts import (
     judge,
     wrong_acknowledgements,
 )
-from core.migrations.record import last_rollout
-from core.migrations.state import Revisions, SchemaReader, State
+from alembic_safety.database.history import last_rollout
+from alembic_safety.state import Revisions, SchemaReader, State
 
 _SIZES = text(
     """

@@ -21,10 +21,10 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only
 
 from core.database import create_engine
-from core.database_url import DatabaseURL
-from core.migrations.config import make_config
-from core.migrations.errors import MigrationError
-from core.migrations.plan.catalog import (
+from alembic_safety.database.url import DatabaseURL
+from alembic_safety.config import make_config
+from alembic_safety.errors import MigrationError
+from alembic_safety.plan.catalog import (
     Change,
     Lock,
     NamedObject,
@@ -34,13 +34,13 @@ from core.migrations.plan.catalog import (
     called_sources,
     locked_relations,
 )
-from core.migrations.plan.fingerprint import (
+from alembic_safety.plan.fingerprint import (
     Fingerprint,
     FingerprintReader,
     describe_difference,
     settle_search_path,
 )
-from core.migrations.statements import watched_statements
+from alembic_safety.database.statements import watched_statements
 
 _OUTSIDE_ONLY = re.compile(
     r"\s*(VACUUM|CLUSTER|REINDEX|CREATE\s+(DATABASE|TABLESPACE)|DROP\s+(DATABASE|TABLESPACE)"

@@ -6,10 +6,10 @@ import textwrap
 from enum import StrEnum
 from typing import Any
 
-from core.migrations.plan.catalog import Effect
-from core.migrations.plan.planner import Plan, RevisionPlan
-from core.migrations.plan.rehearsal import Statement
-from core.migrations.plan.verdicts import Reason
+from alembic_safety.plan.catalog import Effect
+from alembic_safety.plan.planner import Plan, RevisionPlan
+from alembic_safety.plan.rehearsal import Statement
+from alembic_safety.plan.verdicts import Reason
 
 _SHOWN = 100
 _RED, _GREEN, _YELLOW, _BOLD, _PLAIN = "\033[31m", "\033[32m", "\033[33m", "\033[1m", "\033[0m"

@@ -7,7 +7,7 @@ on ALTER TABLE (https://www.postgresql.org/docs/current/sql-altertable.html#SQL-
 import json
 import re
 
-from core.migrations.plan.catalog import Change, ChangeKind, Effect
+from alembic_safety.plan.catalog import Change, ChangeKind, Effect
 
 Changes = tuple[Change, ...]
 
@@ -186,7 +186,7 @@ def _batches(table: str, key: str, update: str) -> str:
     statement = f"{change.strip()} WHERE {also}{bounds}"
     named = f", key={_quoted(key.strip(chr(34)))}" if key not in {"", "id"} else ""
     return (
-        "from core.migrations.batches import in_batches\n"
+        "from alembic_safety.batches import in_batches\n"
         f"in_batches({_quoted(statement)}, table={_quoted(table)}{named})"
     )
 

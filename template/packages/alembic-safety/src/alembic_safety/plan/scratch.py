@@ -17,12 +17,12 @@ from sqlalchemy.pool import NullPool
 from core import embedded_postgres
 from core.config import get_settings
 from core.database import DatabaseUnavailableError, create_engine
-from core.database_url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL
 from core.embedded_postgres import EmbeddedPostgresError
-from core.migrations.backup import server_major
-from core.migrations.errors import MigrationError, describe_error
-from core.migrations.restore import RestoreError, maintenance, quote, restore_file
-from core.postgres_client import find_client, run_client
+from alembic_safety.backup.dump import server_major
+from alembic_safety.errors import MigrationError, describe_error
+from alembic_safety.backup.restore import RestoreError, maintenance, quote, restore_file
+from alembic_safety.backup.clients import find_client, run_client
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from core.migrations.plan import safe_ways
-from core.migrations.plan.catalog import Change, ChangeKind, Effect, Lock
-from core.migrations.plan.deployed import Models
-from core.migrations.plan.rehearsal import Rehearsed, Statement
+from alembic_safety.plan import safe_ways
+from alembic_safety.plan.catalog import Change, ChangeKind, Effect, Lock
+from alembic_safety.source.deployed import Models
+from alembic_safety.plan.rehearsal import Rehearsed, Statement
 
 _BYTES_PER_SECOND = 200_000_000
 """What a server reads in a scan, give or take: disks of cloud providers do 100 to 500 MB/s."""

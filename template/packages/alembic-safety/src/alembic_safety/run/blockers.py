@@ -1,4 +1,4 @@
-"""Who holds what a migration waits for: seen while it waits, from a second connection."""
+"""Lock holders that block a migration, watched from a second connection."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from core.database import DatabaseUnavailableError
+from alembic_safety.errors import DatabaseUnavailableError
 
 INTERVAL = 0.25
 """Seconds between two looks; a lock timeout that is shorter may pass unseen."""

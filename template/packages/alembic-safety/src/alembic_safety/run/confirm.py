@@ -1,14 +1,10 @@
-"""Asks for the database's name before its data are lost."""
+"""Confirmation by the database's name, before data are lost."""
 
 import signal
 import sys
 import threading
 
-from core.migrations.errors import MigrationError
-
-
-class NotConfirmedError(MigrationError):
-    """Nobody confirmed; nothing was changed."""
+from alembic_safety.errors import NotConfirmedError
 
 
 def confirm(database: str, danger: str, given: str, *, how: str) -> None:

@@ -12,8 +12,14 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from core.migrations.errors import MigrationError
-from core.migrations.statements import IDENTIFIER, LEADING, QUALIFIED
+from alembic_safety.errors import MigrationError
+from alembic_safety.sql import (
+    IDENTIFIER,
+    LEADING,
+    LOCK_NOT_AVAILABLE,
+    QUALIFIED,
+    sqlstate,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +29,6 @@ _CREATE = re.compile(
     rf"ON\s+(?:ONLY\s+)?(?P<table>{QUALIFIED})(?P<rest>.*)",
     re.IGNORECASE | re.DOTALL,
 )
-_LOCK_NOT_AVAILABLE = "55P03"
 
 # An index of a partitioned table is invalid until each partition has its own: that is no failure.
 _FROM_INVALID = """
@@ -181,7 +186,7 @@ class ConcurrentIndexes:
         try:
             planned = build.describe(self._connection)
         except DBAPIError as error:
-            if _is_lock_timeout(error):
+            if sqlstate(error) == LOCK_NOT_AVAILABLE:
                 raise
             return None  # PostgreSQL says it again, of the statement itself
         found = self._find(planned.name, build.table) if planned else None
@@ -226,7 +231,7 @@ class ConcurrentIndexes:
         try:
             return build.describe(self._connection)
         except DBAPIError as error:
-            if _is_lock_timeout(error):
+            if sqlstate(error) == LOCK_NOT_AVAILABLE:
                 raise
             raise ConflictingObjectError(
                 f"the index {found.name} of {found.table} exists and can't be compared with the "
@@ -250,10 +255,6 @@ class ConcurrentIndexes:
     def _find(self, name: str, table: str) -> Index | None:
         row = self._connection.execute(_FIND, {"index": name, "table": table}).one_or_none()
         return Index(**row._mapping) if row else None  # noqa: SLF001 - documented API
-
-
-def _is_lock_timeout(error: DBAPIError) -> bool:
-    return getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE
 
 
 def invalid_indexes(connection: Connection) -> list[str]:

@@ -11,8 +11,9 @@ from contextlib import AbstractContextManager
 
 from sqlalchemy import Connection, text
 
-from core.migrations.indexes import ConcurrentBuild, ConcurrentIndexes, ConflictingObjectError
-from core.migrations.statements import LEADING, QUALIFIED, rewritten_statements
+from alembic_safety.run.indexes import ConcurrentBuild, ConcurrentIndexes, ConflictingObjectError
+from alembic_safety.sql import LEADING, QUALIFIED
+from alembic_safety.database.statements import rewritten_statements
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Runs revisions: one runner at a time, each in its own transaction, tried again, recorded."""
+"""The runner: one at a time, each revision in its own transaction, retried and recorded."""
 
 import logging
 import os
@@ -14,25 +14,25 @@ from alembic.runtime.migration import MigrationContext, MigrationInfo, StampStep
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from core import tracing
-from core.config import Environment, get_settings
-from core.database import DatabaseUnavailableError
-from core.database_url import DatabaseURL
-from core.migrations import record
-from core.migrations.backup import kind_before_migrations, take_backup
-from core.migrations.batches import RUNNING, forget_places
-from core.migrations.blockers import Blockers
-from core.migrations.config import BackupKind, SafetyOptions, parse_milliseconds
-from core.migrations.confirm import confirm
-from core.migrations.errors import MigrationError, describe_error, place_in_revision
-from core.migrations.indexes import invalid_indexes
-from core.migrations.lock import migration_lock
-from core.migrations.record import Direction, Event
-from core.migrations.resume import Resumption
+from alembic_safety import alembic_internals, telemetry
+from alembic_safety.database import history
+from alembic_safety.database.url import DatabaseURL
+from alembic_safety.backup.dump import kind_before_migrations, take_backup
+from alembic_safety.batches import RUNNING, forget_places
+from alembic_safety.run.blockers import Blockers
+from alembic_safety.options import BackupKind, SafetyOptions, parse_milliseconds
+from alembic_safety.project import Project
+from alembic_safety.run.confirm import confirm
+from alembic_safety.boundary import describe_error, place_in_revision
+from alembic_safety.errors import DatabaseUnavailableError, MigrationError
+from alembic_safety.run.indexes import invalid_indexes
+from alembic_safety.database.lock import migration_lock
+from alembic_safety.database.history import Direction, Event, History
+from alembic_safety.sql import LOCK_NOT_AVAILABLE, sqlstate
+from alembic_safety.run.resume import Resumption
 
 logger = logging.getLogger(__name__)
 
-_LOCK_NOT_AVAILABLE = "55P03"
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 """Seconds between two tries: they double from the first to the longest, less up to a half."""
@@ -47,11 +47,11 @@ _SET_TIMEOUTS = text(
 
 
 class LockTimeoutError(MigrationError):
-    """Each try of a revision met a table that another session held."""
+    """A revision met a lock timeout in each of its tries."""
 
 
 def changes_revision() -> bool:
-    """Return whether the command that runs is one that changes the database's revision."""
+    """Return whether the running command is one that changes the database's revision."""
     try:
         context.get_revision_argument()
     except KeyError:
@@ -61,22 +61,22 @@ def changes_revision() -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnConnection:
-    """What goes with a connection that was made for the migrations, and is theirs alone."""
+    """What belongs to a connection that was opened for the migrations."""
 
     url: DatabaseURL
     blockers: Blockers
 
 
 def run_revisions(
-    connection: Connection, options: SafetyOptions, own: OwnConnection | None
+    connection: Connection, project: Project, own: OwnConnection | None
 ) -> None:
     """Run the revisions of the command that `context` was configured for.
 
     Args:
         connection: the one that `context` was configured with.
-        options: how long to wait, how often to try, what to back up.
-        own: None on a connection that a program gave: its transaction, its timeouts and its
-            backups are the program's, and nothing is tried again there.
+        project: whose options say how long to wait, how often to try, what to back up.
+        own: None on a connection that a program gave: its transaction, timeouts and backups are
+            the program's, and nothing is tried again there.
 
     Raises:
         MigrationError: a downgrade would revert others than before this runner had to wait.
@@ -88,13 +88,16 @@ def run_revisions(
     """
     migrations = context.get_context()
     confirmed = _reverted(resolve_steps(connection, migrations))
-    _confirm_downgrade(connection, confirmed)
-    with migration_lock(connection, version_table=migrations.version_table, wait=options.lock_wait):
-        # Again: who had the lock before may have changed where the database is.
-        run = _Run(connection, migrations, options, own)
+    if project.target.production:
+        _confirm_downgrade(connection, confirmed)
+    with migration_lock(
+        connection, version_table=migrations.version_table, wait=project.options.lock_wait
+    ):
+        # Again: the last lock holder may have changed the database's revision.
+        run = _Run(connection, migrations, project, own)
         if _reverted(run.steps) != confirmed:
             raise MigrationError(
-                "another runner changed where the database is while this one waited, so that other "
+                "another runner changed the database's revision while this one waited, so that other "
                 "revisions would be reverted now. Nothing was changed; run this again."
             )
         with run.failures_recorded():
@@ -107,8 +110,8 @@ def run_revisions(
                 "Drop them, or build them with REINDEX INDEX CONCURRENTLY.",
                 ", ".join(left),
             )
-        if not run.caller_s_transaction:
-            # Nothing is open, but after a revision that committed itself: where the database is.
+        if not run.in_caller_transaction:
+            # Commit the version row of a revision that ended its own transaction.
             connection.commit()
 
 
@@ -122,13 +125,12 @@ def set_timeouts(connection: Connection, options: SafetyOptions) -> tuple[str, s
 
 
 def resolve_steps(connection: Connection, migrations: MigrationContext) -> list[Any]:
-    """Return the steps from where the database is to where the command leads."""
-    caller_s_transaction = connection.in_transaction()
+    """Return the steps from the database's revision to the command's destination."""
+    in_caller_transaction = connection.in_transaction()
     heads = () if migrations.purge else migrations.get_current_heads()
-    if not caller_s_transaction:
+    if not in_caller_transaction:
         connection.rollback()
-    resolve: Any = migrations._migrations_fn  # noqa: SLF001
-    return list(resolve(heads, migrations))
+    return list(alembic_internals.get_resolver(migrations)(heads, migrations))
 
 
 def _reverted(steps: list[Any]) -> list[str]:
@@ -140,23 +142,23 @@ def _reverted(steps: list[Any]) -> list[str]:
 
 
 def _title(step: Any) -> str:
-    """Return what a step is called in a trace: `upgrade 3f1c9b7d5a20`."""
+    """Return the name of a step's span: `upgrade 3f1c9b7d5a20`."""
     if isinstance(step, StampStep):
         return "stamp"
     return f"{'upgrade' if step.is_upgrade else 'downgrade'} {step.revision.revision}"
 
 
 def _confirm_downgrade(connection: Connection, reverted: list[str]) -> None:
-    """In prod, ask for the database's name before anything is reverted."""
-    if not reverted or get_settings().environment is not Environment.PROD:
+    """Ask for the database's name before anything is reverted in production."""
+    if not reverted:
         return
-    caller_s_transaction = connection.in_transaction()
+    in_caller_transaction = connection.in_transaction()
     database = str(connection.scalar(text("SELECT current_database()")))
-    if not caller_s_transaction:
+    if not in_caller_transaction:
         connection.rollback()
     confirm(
         database,
-        f"ENVIRONMENT=prod: this reverts {', '.join(reverted)} in the database {database}; "
+        f"production: this reverts {', '.join(reverted)} in the database {database}; "
         "what is in the tables and columns that go is lost",
         str(context.config.attributes.get("confirm") or os.environ.get("CONFIRM", "")),
         how=f"CONFIRM={database}",
@@ -174,22 +176,23 @@ def _revisions(info: MigrationInfo) -> tuple[str, ...]:
 
 
 class _Run:
-    """A command's steps, with what is done before and after each."""
+    """The steps of a command, and the measures around each."""
 
     def __init__(
         self,
         connection: Connection,
         migrations: MigrationContext,
-        options: SafetyOptions,
+        project: Project,
         own: OwnConnection | None,
     ) -> None:
         self.connection = connection
         self.migrations = migrations
-        self.options = options
+        self.project = project
+        self.options = project.options
         self.own = own
-        self.caller_s_transaction = connection.in_transaction()
+        self.in_caller_transaction = connection.in_transaction()
         self.resumption = Resumption(connection)
-        self.record = record.Record(connection)
+        self.history = History(connection)
         # "+2" and "-2" count from where the database is: they are resolved once, so that a try
         # after the first revision was committed does not go further.
         self.steps = resolve_steps(connection, migrations)
@@ -197,24 +200,24 @@ class _Run:
         self._started = 0.0
         self._backup: str | None = None
         self._timeouts: tuple[SafetyOptions, tuple[str, str]] | None = None
-        """What was set last, and what the session has; None where that is not known."""
+        """Those that were set last, and those the session has; None if unknown."""
         self._span = ExitStack()  # of the revision that runs
 
     def back_up(self) -> None:
-        """Make a backup, where one is wanted and something is about to change.
+        """Take a backup, if one is wanted and something is about to change.
 
         Raises:
             BackupError: it failed.
         """
         changing = any(not isinstance(step, StampStep) for step in self.steps)
-        kind = kind_before_migrations(self.options)
+        kind = kind_before_migrations(self.project)
         if self.own is None or not changing or kind is BackupKind.OFF:
             return
-        self._backup = take_backup(self.connection, self.own.url, self.options, kind).path.name
+        self._backup = take_backup(self.connection, self.project, kind).path.name
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Take Alembic's steps and callbacks into our hands."""
+        """Replace Alembic's steps, and watch the connection."""
 
         def steps(_heads: Any, _migrations: MigrationContext) -> Iterator[Any]:
             for step in self.steps[self._done :]:
@@ -223,19 +226,19 @@ class _Run:
                 # It is committed, which can fail, too: deferred constraints wait for locks then.
                 self._span.close()
                 self._done += 1
-                self.record.is_ready = True
+                self.history.is_ready = True
 
-        self.migrations._migrations_fn = steps  # noqa: SLF001
+        alembic_internals.set_resolver(self.migrations, steps)
         self.migrations.on_version_apply_callbacks = (
             *self.migrations.on_version_apply_callbacks,
             self._applied,
         )
-        with self.resumption.active(), self.record.watched():
+        with self.resumption.active(), self.history.watched():
             yield
 
     @contextmanager
     def failures_recorded(self) -> Iterator[None]:
-        """Record what ends the run: a service that is watched shows it."""
+        """Record the error that ends the run; the service's metrics show it."""
         self._started = time.monotonic()
         try:
             yield
@@ -256,14 +259,15 @@ class _Run:
                 revision="+".join(_revisions(info)),
                 direction=_direction(info),
                 seconds=time.monotonic() - self._started,
+                code_version=self.project.target.code_version,
                 backup=self._backup,
                 error=describe_error(error).partition("\n")[0][:_LONGEST_ERROR],
             )
-            record.write(self.connection, failure)
+            history.write(self.connection, failure)
             self.connection.commit()
 
     def until_done(self) -> None:
-        """Run the steps; try again where a lock was held too long."""
+        """Run the steps; retry after a lock timeout."""
         tries = 0
         while True:
             done = self._done
@@ -271,10 +275,10 @@ class _Run:
                 with self._span:
                     context.run_migrations()
             except DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE or self.own is None:
+                if sqlstate(error) != LOCK_NOT_AVAILABLE or self.own is None:
                     raise
                 # What the try set and made may be undone.
-                self._timeouts, self.record.is_ready = None, False
+                self._timeouts, self.history.is_ready = None, False
                 tries = 1 if self._done > done else tries + 1
                 self._pause_or_give_up(error, tries, self.own.blockers.take())
             else:
@@ -300,7 +304,7 @@ class _Run:
             tries,
             self.options.lock_retries,
         )
-        tracing.add_event("trying again", tries=tries, pause_seconds=pause)
+        telemetry.add_event("trying again", tries=tries, pause_seconds=pause)
         time.sleep(pause)
 
     def _before(self, step: Any) -> None:
@@ -311,10 +315,10 @@ class _Run:
         self.resumption.indexes.forget()
         self._set_timeouts(getattr(revision, "module", None))
         self._started = time.monotonic()
-        self._span.enter_context(tracing.span(_title(step)))
+        self._span.enter_context(telemetry.span(_title(step)))
 
     def _set_timeouts(self, module: object) -> None:
-        """Give the session a revision's own timeouts, or back those of the options."""
+        """Set a revision's own timeouts, or those of the options again."""
         if self.own is None:
             return
         own = {
@@ -339,9 +343,10 @@ class _Run:
             applied = Event(
                 revision=revision,
                 direction=direction,
+                code_version=self.project.target.code_version,
                 seconds=seconds,
                 backup=None if step.is_stamp else self._backup,
             )
-            left = self.record.write(applied)
+            left = self.history.write(applied)
             if self._timeouts is not None and self._timeouts[1] != left:
                 self._timeouts = None  # the revision set others, which the next is not to run by

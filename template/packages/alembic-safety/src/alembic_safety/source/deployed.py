@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from core.migrations.errors import MigrationError
-from core.migrations.git import find_commit, git, open_archive
+from alembic_safety.errors import MigrationError
+from alembic_safety.source.git import find_commit, git, open_archive
 
 Models = Mapping[str, frozenset[str]]
 """Tables, with their schema where that is not public, and the columns that they have."""

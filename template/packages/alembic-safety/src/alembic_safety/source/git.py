@@ -7,8 +7,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.migrations.errors import MigrationError
-from core.project import ROOT
+from alembic_safety.errors import MigrationError
 
 _GIT = shutil.which("git") or "git"
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from alembic.script import ScriptDirectory
 
-from core.migrations.config import make_config
-from core.migrations.errors import MigrationError
-from core.migrations.git import find_commit, git, open_archive
+from alembic_safety.config import make_config
+from alembic_safety.errors import MigrationError
+from alembic_safety.source.git import find_commit, git, open_archive
 from core.project import ROOT
 
 DEFAULT_BASE = "origin/main"

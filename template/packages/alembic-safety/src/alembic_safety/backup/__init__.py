@@ -1,0 +1,1 @@
+"""Backups by pg_dump, and restoring them."""

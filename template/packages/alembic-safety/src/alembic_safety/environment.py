@@ -1,0 +1,112 @@
+"""Running a command of Alembic: what migrations/env.py calls."""
+
+import asyncio
+import atexit
+import gc
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from alembic import context
+from sqlalchemy import Connection
+
+from alembic_safety import alembic_internals, telemetry
+from alembic_safety.autogenerate.compare import comparison_options
+from alembic_safety.boundary import readable_errors
+from alembic_safety.config import AlembicConfig
+from alembic_safety.database.pooler import connect_directly
+from alembic_safety.project import Project, Target
+from alembic_safety.run.blockers import Blockers
+from alembic_safety.run.runner import (
+    OwnConnection,
+    changes_revision,
+    run_revisions,
+    set_timeouts,
+)
+
+
+def run_migrations(
+    load_config: Callable[[], AlembicConfig],
+    *,
+    target: Callable[[], Target],
+    readable: Sequence[type[Exception]] = (),
+) -> None:
+    """Run the command that Alembic's `context` was made for.
+
+    A connection in `config.attributes["connection"]` is used as it is: its transaction and its
+    timeouts are the caller's, and nothing is retried or backed up there.
+
+    Args:
+        load_config: returns `[tool.alembic]`.
+        target: returns the database. It is not called for `--sql`.
+        readable: exceptions of the project whose messages are shown without a traceback.
+    """
+    config = context.config
+    project = Project(config, load_config, target, readable, context.get_x_argument())
+    if project.hand_over():
+        return
+    on_command_line = config.cmd_opts is not None and not config.cmd_opts.raiseerr
+    if config.cmd_opts is not None:
+        # The process ends with the command, and need not free its objects one by one:
+        # `make bench ONLY=migrations`, "current".
+        atexit.register(gc.freeze)
+    with readable_errors(command_line=on_command_line):
+        options = project.options
+        if context.is_offline_mode():
+            _run_offline(lock_timeout=options.lock_timeout, statement=options.statement_timeout)
+        elif (given := config.attributes.get("connection")) is not None:
+            project.target  # noqa: B018 - the project's settings are checked, and logging set up
+            _run_on(given, project)
+        else:
+            if changes_revision():
+                project.target.start_tracing()
+            _run(_run_online(project))
+
+
+def _run_offline(*, lock_timeout: int, statement: int) -> None:
+    context.configure(
+        dialect_name="postgresql",
+        literal_binds=True,
+        dialect_opts={"paramstyle": "named"},
+        transaction_per_migration=True,
+    )
+    context.static_output(f"SET lock_timeout = {lock_timeout};")
+    context.static_output(f"SET statement_timeout = {statement};")
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def _run_on(connection: Connection, project: Project, own: OwnConnection | None = None) -> None:
+    comparison = {}
+    if alembic_internals.is_comparing():
+        comparison = comparison_options(connection, project.load_metadata())
+    context.configure(connection=connection, transaction_per_migration=True, **comparison)
+    with context.begin_transaction():
+        if changes_revision():
+            run_revisions(connection, project, own)
+        else:
+            context.run_migrations()
+
+
+async def _run_online(project: Project) -> None:
+    target = project.target
+    name = f"{target.application} migrations"
+    own = OwnConnection(url=target.url, blockers=Blockers())
+    with telemetry.span("migrations"):
+        async with (
+            connect_directly(target.url, server_settings={"application_name": name}) as connected,
+            own.blockers.watched(*connected),
+        ):
+            _, connection = connected
+            await connection.run_sync(set_timeouts, project.options)
+            await connection.run_sync(_run_on, project, own)
+
+
+def _run(coroutine: Coroutine[None, None, None]) -> None:
+    """Run `coroutine` to its end; in a new thread where a loop is running already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(coroutine)
+    else:
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            thread.submit(asyncio.run, coroutine).result()

@@ -1,0 +1,1 @@
+"""Running revisions: one runner at a time, retried, resumed, recorded."""

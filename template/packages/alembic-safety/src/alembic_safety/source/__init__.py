@@ -1,0 +1,1 @@
+"""Revisions as files, in this checkout and in git."""
