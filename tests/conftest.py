@@ -13,8 +13,8 @@ from pytest_postgresql import factories
 from tests.support import ROOT, Project, copy
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-from core import embedded_postgres
 from alembic_safety.database.url import DatabaseURL
+from core import embedded_postgres
 
 Render = Callable[..., Project]
 RenderOnce = Callable[[tuple[tuple[str, object], ...]], Path]

@@ -17,8 +17,8 @@ from tests.gitlab import GitLab, Ran, Runner, jobs, note, serving
 from tests.support import Env, Project, copy
 from tests.test_check import HEAD, write
 
-from core import embedded_postgres
 from alembic_safety.database.url import DatabaseURL
+from core import embedded_postgres
 
 Connection = psycopg.Connection[TupleRow]
 Run = Callable[..., Ran]

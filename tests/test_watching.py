@@ -18,9 +18,9 @@ from tests.conftest import Render
 from tests.support import ROOT, Project
 from tests.support import copy as render_project
 
-from core import health
 from alembic_safety.database.url import DatabaseURL
 from alembic_safety.state import State
+from core import health
 
 Document = dict[str, Any]
 

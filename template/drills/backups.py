@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from core.database_url import DatabaseURL
-from core.migrations import __main__ as migrations
 from core.migrations.lock import VERSION_TABLE, lock_key
+
+from core.migrations import __main__ as migrations
 from core.project import ROOT
 from drills.world import (
     TIMEOUT,

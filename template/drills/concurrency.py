@@ -13,8 +13,8 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-
 from core.database_url import DatabaseURL
+
 from drills.world import (
     TIMEOUT,
     Revision,

@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
+from core.database_url import DatabaseURL
 
 from core.database import CLOSE_TIMEOUT
-from core.database_url import DatabaseURL
 from core.project import ROOT
 from drills.service_app import TABLE
 from drills.world import DrillError, Scale, Server, require, runner_environment

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.database_url import DatabaseURL
+
 from drills.world import TIMEOUT, Revision, Scale, Scripts, Server, require
 
 READER = "drill_reader"

@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 
 import psycopg
-
 from core.database_url import DatabaseURL
 from core.migrations.config import load_alembic_config
 from core.migrations.state import Revisions
+
 from core.project import ROOT
 from drills.load import (
     ALLOWED,

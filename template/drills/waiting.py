@@ -6,6 +6,7 @@ from pathlib import Path
 
 from core.database_url import DatabaseURL
 from core.migrations.config import load_alembic_config
+
 from drills.world import Revision, Scale, Scripts, Server, connect, require, transaction
 
 CLIENTS = 4

@@ -18,11 +18,11 @@ from textwrap import indent
 from types import MappingProxyType
 
 import psycopg
+from core.database_url import DatabaseURL
 from psycopg.rows import TupleRow
 
 from core import embedded_postgres
 from core.config import get_settings
-from core.database_url import DatabaseURL
 from core.migrations import batches, record
 from core.project import ROOT
 

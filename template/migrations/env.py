@@ -3,8 +3,8 @@
 import tomllib
 
 from alembic import context
-from alembic_safety import AlembicConfig, Target, run_migrations, toml_file
 
+from alembic_safety import AlembicConfig, Target, run_migrations, toml_file
 from core import tracing
 from core.apps import AppImportError
 from core.config import Environment, SettingsError, get_settings, start_own_server

@@ -16,7 +16,7 @@ from core import tracing
 from core.apps import AppImportError
 from core.config import Environment, Pooler, Settings, SettingsError, get_settings
 from core.database import create_engine, create_read_sessionmaker, create_sessionmaker
-from core.embedded_postgres import EmbeddedPostgresError
+from alembic_safety.errors import EmbeddedPostgresError
 from core.errors import Problem, add_error_handlers
 from core.health import DEADLINE, MAX_AGE, add_health_checks
 from core.logging import configure_logging

@@ -16,7 +16,6 @@ import os
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -35,15 +34,16 @@ from sqlalchemy.ext.asyncio import (
     async_sessionmaker,
 )
 from tests.migrated import KEPT, PREFIX, drop_unused, migrated_database, migrated_name
-from tests.support import Project, make_client, run_alembic, started_app
+from tests.support import make_client, run_alembic, started_app
 
+from alembic_safety.config import make_config
+from alembic_safety.database.url import DatabaseURL
+from alembic_safety.errors import EmbeddedPostgresError
 from core.apps import AppImportError
 from core.config import Environment, SettingsError, get_settings
 from core.database import create_engine, create_read_sessionmaker
-from alembic_safety.database.url import DatabaseURL
-from core.embedded_postgres import EmbeddedPostgresError
-from alembic_safety.config import make_config
 from core.models import import_models
+from core.project import ROOT
 from main import create_app
 
 NAME = f"{PREFIX}{os.getpid()}"
@@ -137,7 +137,7 @@ def postgresql_noproc(pytestconfig: pytest.Config) -> Iterator[MigratedServer]:
             pytest.fail(str(error), pytrace=False)  # it names the revision; each test repeats it
 
     with psycopg.connect(server.libpq, autocommit=True) as connection:
-        name = migrated_name(connection, make_config())
+        name = migrated_name(connection, make_config(ROOT))
         with migrated_database(connection, name, migrate, keep=keep):
             yield MigratedServer(
                 migrated=name,
@@ -251,17 +251,3 @@ async def live_client(
     """A client of an application that was started, with an engine, on a database of its own."""
     async with started_app(database_url, monkeypatch) as app, make_client(app) as client:
         yield client
-
-
-@pytest.fixture
-def project(
-    empty_database_url: DatabaseURL,
-    postgresql_empty: psycopg.Connection[TupleRow],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Project]:
-    """Revisions of the test's own, on an empty database that is the configured one."""
-    monkeypatch.setenv("DATABASE_URL", empty_database_url.libpq)
-    get_settings.cache_clear()
-    yield Project(tmp_path, postgresql_empty)
-    get_settings.cache_clear()

@@ -10,9 +10,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.pool import NullPool
 
-from core.database import create_engine
-from alembic_safety.database.url import DatabaseURL
 from alembic_safety.config import make_config
+from alembic_safety.database.url import DatabaseURL
+from core.database import create_engine
+from core.project import ROOT
 
 # Everything a schema is made of, as text, but for Alembic's and the record's own tables; equal
 # text means an equal schema.
@@ -76,19 +77,19 @@ def current(connection: Connection) -> set[str | None]:
 
 
 def test_there_is_one_head() -> None:
-    heads = ScriptDirectory.from_config(make_config()).get_heads()
+    heads = ScriptDirectory.from_config(make_config(ROOT)).get_heads()
     assert len(heads) <= 1, "join them: uv run alembic merge heads -m 'Merge'"
 
 
 def test_models_and_revisions_say_the_same(database_url: DatabaseURL) -> None:
-    on(database_url, lambda connection: command.check(make_config(connection=connection)))
+    on(database_url, lambda connection: command.check(make_config(ROOT, connection=connection)))
 
 
 def test_each_revision_goes_up_and_down_and_up_again(empty_database_url: DatabaseURL) -> None:
-    revisions = list(ScriptDirectory.from_config(make_config()).walk_revisions())
+    revisions = list(ScriptDirectory.from_config(make_config(ROOT)).walk_revisions())
 
     def stairway(connection: Connection) -> None:
-        config = make_config(connection=connection)
+        config = make_config(ROOT, connection=connection)
         for revision in reversed(revisions):
             before, heads = schema(connection), current(connection)
             command.upgrade(config, revision.revision)
@@ -108,7 +109,7 @@ def test_each_revision_goes_up_and_down_and_up_again(empty_database_url: Databas
 
 def test_downgrade_to_base_leaves_nothing_behind(database_url: DatabaseURL) -> None:
     def reset(connection: Connection) -> None:
-        command.downgrade(make_config(connection=connection), "base")
+        command.downgrade(make_config(ROOT, connection=connection), "base")
         assert schema(connection) == []
 
     on(database_url, reset)
@@ -116,8 +117,8 @@ def test_downgrade_to_base_leaves_nothing_behind(database_url: DatabaseURL) -> N
 
 @pytest.mark.parametrize("name", ["upgrade", "downgrade"])
 def test_every_revision_prints_as_sql(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    heads = ScriptDirectory.from_config(make_config()).get_heads()
+    heads = ScriptDirectory.from_config(make_config(ROOT)).get_heads()
     if heads:
         revisions = f"base:{heads[0]}" if name == "upgrade" else f"{heads[0]}:base"
-        getattr(command, name)(make_config(), revisions, sql=True)
+        getattr(command, name)(make_config(ROOT), revisions, sql=True)
         assert "alembic_version" in capsys.readouterr().out

@@ -1,7 +1,7 @@
 """What must be true of the project's files."""
 
-from core.config import Settings
 from alembic_safety.config import ENVIRONMENT_PREFIX, SafetyOptions
+from core.config import Settings
 from core.project import ROOT
 
 

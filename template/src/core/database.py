@@ -24,10 +24,13 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProx
 from alembic_safety.backup.clients import find_client, libpq_environment
 from alembic_safety.database.connection import UNNAMED_STATEMENTS, make_connector
 from alembic_safety.database.url import DatabaseURL
-from alembic_safety.errors import ClientProgramError, DatabaseUnavailableError
+from alembic_safety.errors import (
+    ClientProgramError,
+    DatabaseUnavailableError,
+    EmbeddedPostgresError,
+)
 from core import tracing
 from core.config import SettingsError, get_settings
-from core.embedded_postgres import EmbeddedPostgresError
 from core.project import load_project
 
 

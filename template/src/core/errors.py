@@ -16,7 +16,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.database import DatabaseTimeoutError, DatabaseUnavailableError
+from alembic_safety.errors import DatabaseUnavailableError
+from core.database import DatabaseTimeoutError
 from core.request_id import request_id
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from core.errors import Problem, problem
 from alembic_safety.state import SchemaReader, State
+from core.errors import Problem, problem
 
 DEADLINE = 1.5
 """Seconds that the database has to answer; probes commonly give up after two."""

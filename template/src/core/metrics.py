@@ -30,10 +30,10 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from starlette.types import Scope
 
+from alembic_safety.state import Recorded, SchemaReader, SchemaState, State
 from core.config import Settings
 from core.database import Pool
 from core.health import DEADLINE
-from alembic_safety.state import Recorded, SchemaReader, SchemaState, State
 from core.workers import forget_the_dead
 
 logger = logging.getLogger(__name__)

@@ -17,9 +17,10 @@ from collections.abc import MutableMapping
 from functools import cache
 from typing import Any
 
-from alembic_safety.telemetry import add_event, is_on, span, trace_statements
 from opentelemetry import trace
 from starlette.datastructures import URL
+
+from alembic_safety.telemetry import add_event, is_on, span, trace_statements
 
 __all__ = [
     "add_event", "excluded_urls", "flush", "is_excluded", "is_on", "set_attribute", "span", "start",
@@ -32,6 +33,7 @@ LONGEST_FLUSH = 2.0
 logger = logging.getLogger(__name__)
 
 _NOT_TRACED = "/health/,/metrics"
+
 
 def start() -> None:
     """Trace from now on, if the environment asks for it.

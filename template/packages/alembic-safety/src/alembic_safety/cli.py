@@ -10,7 +10,7 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,20 +32,20 @@ from alembic_safety.backup.dump import (
     record_backup,
     take_backup,
 )
-from alembic_safety.check.checks import Outcome, run_checks
-from alembic_safety.source.revision_files import rebase
+from alembic_safety.backup.restore import RestoreError, restore
 from alembic_safety.boundary import describe_error
+from alembic_safety.check.checks import Outcome, run_checks
 from alembic_safety.config import make_config
 from alembic_safety.database import history
 from alembic_safety.database.connection import create_engine
+from alembic_safety.database.pooler import connect_directly, refuse_transaction_pooler
 from alembic_safety.errors import ClientProgramError, MigrationError, NotConfirmedError
 from alembic_safety.options import BackupKind
-from alembic_safety.project import Project
-from alembic_safety.run.confirm import confirm
 from alembic_safety.plan.planner import Request, make_plan
 from alembic_safety.plan.report import Format, render
-from alembic_safety.database.pooler import connect_directly, refuse_transaction_pooler
-from alembic_safety.backup.restore import RestoreError, restore
+from alembic_safety.project import Project
+from alembic_safety.run.confirm import confirm
+from alembic_safety.source.revision_files import rebase
 from alembic_safety.state import Revisions, SchemaReader, SchemaState, State
 
 T = TypeVar("T")

@@ -41,7 +41,7 @@ def run_migrations(
         readable: exceptions of the project whose messages are shown without a traceback.
     """
     config = context.config
-    project = Project(config, load_config, target, readable, context.get_x_argument())
+    project = Project(config, load_config, target, readable, list(context.get_x_argument()))
     if project.hand_over():
         return
     on_command_line = config.cmd_opts is not None and not config.cmd_opts.raiseerr

@@ -107,7 +107,10 @@ class SafetyOptions(Table):
         places = [
             (_from_environment(environment), f"{ENVIRONMENT_PREFIX}{{upper}}"),
             (_from_x_arguments(x_arguments), "-x {key}"),
-            ({key: attributes[key] for key in attributes if key in _OPTIONS}, "attributes['{key}']"),
+            (
+                {key: attributes[key] for key in attributes if key in _OPTIONS},
+                "attributes['{key}']",
+            ),
         ]
         given = {}
         for options, place in places:

@@ -157,7 +157,7 @@ class Project:
         place = self.options.metadata
         if not place:
             raise AlembicConfigError(
-                f'{self.toml_file}: [tool.alembic.safety]: metadata: missing; where the models are, '
+                f"{self.toml_file}: [tool.alembic.safety]: metadata: missing; where the models are, "
                 'such as "shop.models:Base.metadata"'
             )
         module, _, path = place.partition(":")

@@ -20,10 +20,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from alembic_safety import alembic_internals
 from alembic_safety.boundary import describe_error, migration_errors
 from alembic_safety.config import make_config
+from alembic_safety.database.history import TABLE, Direction
 from alembic_safety.errors import DatabaseUnavailableError
 from alembic_safety.run.indexes import COUNT_INVALID
 from alembic_safety.sql import INSUFFICIENT_PRIVILEGE, UNDEFINED_TABLE, sqlstate
-from alembic_safety.database.history import TABLE, Direction
 
 logger = logging.getLogger(__name__)
 

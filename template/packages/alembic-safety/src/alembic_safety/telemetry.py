@@ -117,7 +117,7 @@ class _DatabaseSpans:
 
     def fail(self, problem: ExceptionContext) -> None:
         """Mark it as failed, and end it."""
-        current: "Span" = getattr(problem.execution_context, "span", trace.INVALID_SPAN)
+        current: Span = getattr(problem.execution_context, "span", trace.INVALID_SPAN)
         if current.is_recording():  # and not one that ended well, before its rows were read
             _mark_failed(current, problem.original_exception)
             current.end()

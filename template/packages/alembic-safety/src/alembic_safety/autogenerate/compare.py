@@ -48,9 +48,7 @@ _ParentNames = MutableMapping[
 ]
 
 
-def comparison_options(
-    connection: Connection, metadata: list[MetaData]
-) -> dict[str, Any]:
+def comparison_options(connection: Connection, metadata: list[MetaData]) -> dict[str, Any]:
     """Return the arguments of `context.configure` that say what to compare.
 
     Args:
@@ -70,11 +68,7 @@ def comparison_options(
         _context: MigrationContext, _revision: object, directives: list[MigrationScript]
     ) -> None:
         script = directives[0]
-        if (
-            _is_written(script)
-            and script.upgrade_ops is not None
-            and script.upgrade_ops.is_empty()
-        ):
+        if _is_written(script) and script.upgrade_ops is not None and script.upgrade_ops.is_empty():
             directives.clear()
             logger.warning(
                 "no revision written: the models and the database have the same schema "

@@ -19,13 +19,12 @@ from urllib.parse import unquote
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from alembic_safety.database.url import DatabaseURL
-from alembic_safety.database import history
+from alembic_safety.backup.clients import find_client, run_client
 from alembic_safety.boundary import describe_error
+from alembic_safety.database import history
 from alembic_safety.errors import ClientProgramError, MigrationError
 from alembic_safety.options import BackupKind
 from alembic_safety.project import Project
-from alembic_safety.backup.clients import find_client, run_client
 
 logger = logging.getLogger(__name__)
 

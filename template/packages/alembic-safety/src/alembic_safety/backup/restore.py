@@ -19,19 +19,19 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from alembic_safety.database.connection import create_engine
-from alembic_safety.database.url import DatabaseURL
-from alembic_safety.backup.dump import Backup, check_readable, format_size, server_major
-from alembic_safety.errors import ClientProgramError, DatabaseUnavailableError, MigrationError
-from alembic_safety.options import BackupKind
-from alembic_safety.database.lock import lock_holder
-from alembic_safety.sql import DUPLICATE_DATABASE, IDENTIFIER, OBJECT_IN_USE, quote, sqlstate
 from alembic_safety.backup.clients import (
     find_client,
     find_clients,
     major_version,
     run_client,
 )
+from alembic_safety.backup.dump import Backup, check_readable, format_size, server_major
+from alembic_safety.database.connection import create_engine
+from alembic_safety.database.lock import lock_holder
+from alembic_safety.database.url import DatabaseURL
+from alembic_safety.errors import ClientProgramError, DatabaseUnavailableError, MigrationError
+from alembic_safety.options import BackupKind
+from alembic_safety.sql import DUPLICATE_DATABASE, IDENTIFIER, OBJECT_IN_USE, quote, sqlstate
 
 logger = logging.getLogger(__name__)
 

@@ -24,13 +24,10 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import NullPool
 
-from core.apps import AppImportError, describe_import_error
-from core.database import create_engine
-from alembic_safety.database.url import DatabaseURL
-from alembic_safety.source.revision_files import Branch, RevisionFile, read_branch, read_files
+from alembic_safety.backup.clients import ClientProgramError
 from alembic_safety.config import make_config
+from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import MigrationError, describe_error, migration_errors
-from alembic_safety.source.deployed import read_models
 from alembic_safety.plan.fingerprint import describe_difference
 from alembic_safety.plan.planner import (
     RevisionPlan,
@@ -41,8 +38,11 @@ from alembic_safety.plan.planner import (
 from alembic_safety.plan.rehearsal import Step, Walk
 from alembic_safety.plan.scratch import Scratch, scratch
 from alembic_safety.plan.verdicts import Sizes, Verdict
+from alembic_safety.source.deployed import read_models
+from alembic_safety.source.revision_files import Branch, RevisionFile, read_branch, read_files
 from alembic_safety.state import Revisions
-from alembic_safety.backup.clients import ClientProgramError
+from core.apps import AppImportError, describe_import_error
+from core.database import create_engine
 from core.project import ROOT
 
 _SHOWN = 5

@@ -75,9 +75,7 @@ def create_engine(
         server_settings: run-time parameters of each session.
         options: further arguments of `sqlalchemy.ext.asyncio.create_async_engine`.
     """
-    connect = make_connector(
-        url, server_settings=server_settings or {}, statement_cache_size=0
-    )
+    connect = make_connector(url, server_settings=server_settings or {}, statement_cache_size=0)
     engine = create_async_engine(
         "postgresql+asyncpg://",
         # Not async_creator: with it, SQLAlchemy drops the dialect's arguments.

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Self
 
 from sqlalchemy import Connection, text
 
-from core.migrations import batches, record
 from alembic_safety.backup.dump import server_major
 from alembic_safety.database.lock import VERSION_TABLE
+from core.migrations import batches, record
 
 OWN_TABLES = frozenset({VERSION_TABLE, record.TABLE, batches.TABLE})
 _CALLS_NOTHING = re.compile(r"\s*(ALTER|CREATE|DROP|COMMENT|GRANT|REVOKE)\b", re.IGNORECASE)

@@ -9,13 +9,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.pool import NullPool
 
-from core.database import create_engine
-from alembic_safety.database.url import DatabaseURL
-from alembic_safety.source.revision_files import read_branch
 from alembic_safety.config import SafetyOptions, make_config
+from alembic_safety.database.history import last_rollout
+from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import MigrationError, migration_errors
-from alembic_safety.source.git import find_commit
-from alembic_safety.source.deployed import Models, read_models
 from alembic_safety.plan.rehearsal import Confinement, Rehearsed, rehearse
 from alembic_safety.plan.scratch import Scratch, scratch
 from alembic_safety.plan.verdicts import (
@@ -26,8 +23,11 @@ from alembic_safety.plan.verdicts import (
     judge,
     wrong_acknowledgements,
 )
-from alembic_safety.database.history import last_rollout
+from alembic_safety.source.deployed import Models, read_models
+from alembic_safety.source.git import find_commit
+from alembic_safety.source.revision_files import read_branch
 from alembic_safety.state import Revisions, SchemaReader, State
+from core.database import create_engine
 
 _SIZES = text(
     """

@@ -20,9 +20,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only
 
-from core.database import create_engine
-from alembic_safety.database.url import DatabaseURL
 from alembic_safety.config import make_config
+from alembic_safety.database.statements import watched_statements
+from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import MigrationError
 from alembic_safety.plan.catalog import (
     Change,
@@ -40,7 +40,7 @@ from alembic_safety.plan.fingerprint import (
     describe_difference,
     settle_search_path,
 )
-from alembic_safety.database.statements import watched_statements
+from core.database import create_engine
 
 _OUTSIDE_ONLY = re.compile(
     r"\s*(VACUUM|CLUSTER|REINDEX|CREATE\s+(DATABASE|TABLESPACE)|DROP\s+(DATABASE|TABLESPACE)"

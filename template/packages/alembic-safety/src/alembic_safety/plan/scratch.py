@@ -14,15 +14,15 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
+from alembic_safety.backup.clients import find_client, run_client
+from alembic_safety.backup.dump import server_major
+from alembic_safety.backup.restore import RestoreError, maintenance, quote, restore_file
+from alembic_safety.database.url import DatabaseURL
+from alembic_safety.errors import MigrationError, describe_error
 from core import embedded_postgres
 from core.config import get_settings
 from core.database import DatabaseUnavailableError, create_engine
-from alembic_safety.database.url import DatabaseURL
 from core.embedded_postgres import EmbeddedPostgresError
-from alembic_safety.backup.dump import server_major
-from alembic_safety.errors import MigrationError, describe_error
-from alembic_safety.backup.restore import RestoreError, maintenance, quote, restore_file
-from alembic_safety.backup.clients import find_client, run_client
 
 logger = logging.getLogger(__name__)
 

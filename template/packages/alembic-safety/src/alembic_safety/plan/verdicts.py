@@ -7,8 +7,8 @@ from enum import StrEnum
 
 from alembic_safety.plan import safe_ways
 from alembic_safety.plan.catalog import Change, ChangeKind, Effect, Lock
-from alembic_safety.source.deployed import Models
 from alembic_safety.plan.rehearsal import Rehearsed, Statement
+from alembic_safety.source.deployed import Models
 
 _BYTES_PER_SECOND = 200_000_000
 """What a server reads in a scan, give or take: disks of cloud providers do 100 to 500 MB/s."""

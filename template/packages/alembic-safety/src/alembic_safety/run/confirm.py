@@ -1,8 +1,12 @@
 """Confirmation by the database's name, before data are lost."""
 
+import os
 import signal
 import sys
 import threading
+
+from alembic import context
+from sqlalchemy import Connection, text
 
 from alembic_safety.errors import NotConfirmedError
 
@@ -28,6 +32,23 @@ def confirm(database: str, danger: str, given: str, *, how: str) -> None:
         raise NotConfirmedError(
             f"{given!r} is not the name of the database ({database}); nothing was changed"
         )
+
+
+def confirm_downgrade(connection: Connection, reverted: list[str]) -> None:
+    """Ask for the database's name before anything is reverted in production."""
+    if not reverted:
+        return
+    in_caller_transaction = connection.in_transaction()
+    database = str(connection.scalar(text("SELECT current_database()")))
+    if not in_caller_transaction:
+        connection.rollback()
+    confirm(
+        database,
+        f"production: this reverts {', '.join(reverted)} in the database {database}; "
+        "what is in the tables and columns that go is lost",
+        str(context.config.attributes.get("confirm") or os.environ.get("CONFIRM", "")),
+        how=f"CONFIRM={database}",
+    )
 
 
 def _ask(prompt: str) -> str:

@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager
 
 from sqlalchemy import Connection, text
 
+from alembic_safety.database.statements import rewritten_statements
 from alembic_safety.run.indexes import ConcurrentBuild, ConcurrentIndexes, ConflictingObjectError
 from alembic_safety.sql import LEADING, QUALIFIED
-from alembic_safety.database.statements import rewritten_statements
 
 logger = logging.getLogger(__name__)
 

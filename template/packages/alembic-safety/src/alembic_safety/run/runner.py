@@ -1,8 +1,6 @@
 """The runner: one at a time, each revision in its own transaction, retried and recorded."""
 
 import logging
-import os
-import random
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,27 +13,25 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from alembic_safety import alembic_internals, telemetry
-from alembic_safety.database import history
-from alembic_safety.database.url import DatabaseURL
 from alembic_safety.backup.dump import kind_before_migrations, take_backup
 from alembic_safety.batches import RUNNING, forget_places
-from alembic_safety.run.blockers import Blockers
+from alembic_safety.boundary import describe_error
+from alembic_safety.database import history
+from alembic_safety.database.history import Direction, Event, History
+from alembic_safety.database.lock import migration_lock
+from alembic_safety.database.url import DatabaseURL
+from alembic_safety.errors import DatabaseUnavailableError, MigrationError
 from alembic_safety.options import BackupKind, SafetyOptions, parse_milliseconds
 from alembic_safety.project import Project
-from alembic_safety.run.confirm import confirm
-from alembic_safety.boundary import describe_error, place_in_revision
-from alembic_safety.errors import DatabaseUnavailableError, MigrationError
+from alembic_safety.run import steps
+from alembic_safety.run.blockers import Blockers
+from alembic_safety.run.confirm import confirm_downgrade
 from alembic_safety.run.indexes import invalid_indexes
-from alembic_safety.database.lock import migration_lock
-from alembic_safety.database.history import Direction, Event, History
-from alembic_safety.sql import LOCK_NOT_AVAILABLE, sqlstate
 from alembic_safety.run.resume import Resumption
+from alembic_safety.run.retry import pause_or_give_up
+from alembic_safety.sql import LOCK_NOT_AVAILABLE, sqlstate
 
 logger = logging.getLogger(__name__)
-
-_FIRST_PAUSE = 0.5
-_LONGEST_PAUSE = 30.0
-"""Seconds between two tries: they double from the first to the longest, less up to a half."""
 
 _LONGEST_ERROR = 500
 """Characters of an error that are recorded."""
@@ -44,10 +40,6 @@ _SET_TIMEOUTS = text(
     "SELECT set_config('lock_timeout', :lock, false),"
     " set_config('statement_timeout', :statement, false)"
 )
-
-
-class LockTimeoutError(MigrationError):
-    """A revision met a lock timeout in each of its tries."""
 
 
 def changes_revision() -> bool:
@@ -67,9 +59,7 @@ class OwnConnection:
     blockers: Blockers
 
 
-def run_revisions(
-    connection: Connection, project: Project, own: OwnConnection | None
-) -> None:
+def run_revisions(connection: Connection, project: Project, own: OwnConnection | None) -> None:
     """Run the revisions of the command that `context` was configured for.
 
     Args:
@@ -87,15 +77,15 @@ def run_revisions(
         InvalidIndexError: a revision left an invalid index.
     """
     migrations = context.get_context()
-    confirmed = _reverted(resolve_steps(connection, migrations))
+    confirmed = steps.reverted(steps.resolve_steps(connection, migrations))
     if project.target.production:
-        _confirm_downgrade(connection, confirmed)
+        confirm_downgrade(connection, confirmed)
     with migration_lock(
         connection, version_table=migrations.version_table, wait=project.options.lock_wait
     ):
         # Again: the last lock holder may have changed the database's revision.
         run = _Run(connection, migrations, project, own)
-        if _reverted(run.steps) != confirmed:
+        if steps.reverted(run.steps) != confirmed:
             raise MigrationError(
                 "another runner changed the database's revision while this one waited, so that other "
                 "revisions would be reverted now. Nothing was changed; run this again."
@@ -124,57 +114,6 @@ def set_timeouts(connection: Connection, options: SafetyOptions) -> tuple[str, s
     return lock_timeout, statement_timeout
 
 
-def resolve_steps(connection: Connection, migrations: MigrationContext) -> list[Any]:
-    """Return the steps from the database's revision to the command's destination."""
-    in_caller_transaction = connection.in_transaction()
-    heads = () if migrations.purge else migrations.get_current_heads()
-    if not in_caller_transaction:
-        connection.rollback()
-    return list(alembic_internals.get_resolver(migrations)(heads, migrations))
-
-
-def _reverted(steps: list[Any]) -> list[str]:
-    return [
-        step.revision.revision
-        for step in steps
-        if not isinstance(step, StampStep) and not step.is_upgrade
-    ]
-
-
-def _title(step: Any) -> str:
-    """Return the name of a step's span: `upgrade 3f1c9b7d5a20`."""
-    if isinstance(step, StampStep):
-        return "stamp"
-    return f"{'upgrade' if step.is_upgrade else 'downgrade'} {step.revision.revision}"
-
-
-def _confirm_downgrade(connection: Connection, reverted: list[str]) -> None:
-    """Ask for the database's name before anything is reverted in production."""
-    if not reverted:
-        return
-    in_caller_transaction = connection.in_transaction()
-    database = str(connection.scalar(text("SELECT current_database()")))
-    if not in_caller_transaction:
-        connection.rollback()
-    confirm(
-        database,
-        f"production: this reverts {', '.join(reverted)} in the database {database}; "
-        "what is in the tables and columns that go is lost",
-        str(context.config.attributes.get("confirm") or os.environ.get("CONFIRM", "")),
-        how=f"CONFIRM={database}",
-    )
-
-
-def _direction(info: MigrationInfo) -> Direction:
-    if info.is_stamp:
-        return Direction.STAMP
-    return Direction.UPGRADE if info.is_upgrade else Direction.DOWNGRADE
-
-
-def _revisions(info: MigrationInfo) -> tuple[str, ...]:
-    return tuple(info.destination_revision_ids if info.is_stamp else info.up_revision_ids)
-
-
 class _Run:
     """The steps of a command, and the measures around each."""
 
@@ -195,7 +134,7 @@ class _Run:
         self.history = History(connection)
         # "+2" and "-2" count from where the database is: they are resolved once, so that a try
         # after the first revision was committed does not go further.
-        self.steps = resolve_steps(connection, migrations)
+        self.steps = steps.resolve_steps(connection, migrations)
         self._done = 0
         self._started = 0.0
         self._backup: str | None = None
@@ -219,7 +158,7 @@ class _Run:
     def prepared(self) -> Iterator[None]:
         """Replace Alembic's steps, and watch the connection."""
 
-        def steps(_heads: Any, _migrations: MigrationContext) -> Iterator[Any]:
+        def remaining(_heads: Any, _migrations: MigrationContext) -> Iterator[Any]:
             for step in self.steps[self._done :]:
                 self._before(step)
                 yield step
@@ -228,7 +167,7 @@ class _Run:
                 self._done += 1
                 self.history.is_ready = True
 
-        alembic_internals.set_resolver(self.migrations, steps)
+        alembic_internals.set_resolver(self.migrations, remaining)
         self.migrations.on_version_apply_callbacks = (
             *self.migrations.on_version_apply_callbacks,
             self._applied,
@@ -256,8 +195,8 @@ class _Run:
         with suppress(SQLAlchemyError, DatabaseUnavailableError):
             self.connection.rollback()
             failure = Event(
-                revision="+".join(_revisions(info)),
-                direction=_direction(info),
+                revision="+".join(steps.revisions(info)),
+                direction=steps.direction(info),
                 seconds=time.monotonic() - self._started,
                 code_version=self.project.target.code_version,
                 backup=self._backup,
@@ -280,32 +219,15 @@ class _Run:
                 # What the try set and made may be undone.
                 self._timeouts, self.history.is_ready = None, False
                 tries = 1 if self._done > done else tries + 1
-                self._pause_or_give_up(error, tries, self.own.blockers.take())
+                pause_or_give_up(
+                    error,
+                    tries=tries,
+                    retries=self.options.lock_retries,
+                    held_by=self.own.blockers.take(),
+                )
             else:
                 self._set_timeouts(None)
                 return
-
-    def _pause_or_give_up(self, error: DBAPIError, tries: int, held_by: str) -> None:
-        place = place_in_revision(error) or "a revision"
-        if tries > self.options.lock_retries:
-            raise LockTimeoutError(
-                f"{place}: a table was held by another session in each of {tries} tries, last by "
-                f"{held_by}. Revisions before it stay applied, nothing of it does (but for "
-                "what it ran in an autocommit block). Run it when "
-                "that session has ended (SELECT pg_terminate_backend(pid) ends it), or give it "
-                "more time with lock_timeout."
-            ) from error
-        pause = min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1)  # noqa: S311
-        logger.warning(
-            "%s: a table is held by %s; trying again in %.1f s (%d of %d)",
-            place,
-            held_by,
-            pause,
-            tries,
-            self.options.lock_retries,
-        )
-        telemetry.add_event("trying again", tries=tries, pause_seconds=pause)
-        time.sleep(pause)
 
     def _before(self, step: Any) -> None:
         revision = getattr(step, "revision", None)
@@ -315,7 +237,7 @@ class _Run:
         self.resumption.indexes.forget()
         self._set_timeouts(getattr(revision, "module", None))
         self._started = time.monotonic()
-        self._span.enter_context(telemetry.span(_title(step)))
+        self._span.enter_context(telemetry.span(steps.title(step)))
 
     def _set_timeouts(self, module: object) -> None:
         """Set a revision's own timeouts, or those of the options again."""
@@ -335,11 +257,11 @@ class _Run:
         if recorder := context.config.attributes.get("recorder"):
             recorder.end()
         self.resumption.indexes.check()
-        direction = _direction(step)
+        direction = steps.direction(step)
         seconds = time.monotonic() - self._started
         if direction is Direction.DOWNGRADE:
             forget_places(self.connection)
-        for revision in _revisions(step):
+        for revision in steps.revisions(step):
             applied = Event(
                 revision=revision,
                 direction=direction,

@@ -11,15 +11,15 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.rows import TupleRow
-from tests.support import Project
+from tests.inside.support import Project
 
+from alembic_safety.backup.clients import ClientProgramError, find_client
+from alembic_safety.database.lock import lock_key
+from alembic_safety.database.url import DatabaseURL
 from core import postgres_client
 from core.config import get_settings
-from alembic_safety.database.url import DatabaseURL
 from core.migrations import __main__ as migrations
 from core.migrations import state
-from alembic_safety.database.lock import lock_key
-from alembic_safety.backup.clients import ClientProgramError, find_client
 
 NAME = re.compile(r"(?P<database>.+)_(?P<revision>\w+)_\d{8}T\d{6}Z(\.schema)?\.dump")
 AWKWARD = """

@@ -18,12 +18,13 @@ from pydantic import BaseModel
 from sqlalchemy import text
 from tests.support import make_client, started_app
 
-from core.config import Environment, Settings
+from alembic_safety.config import make_config
 from alembic_safety.database.url import DatabaseURL
+from core.config import Environment, Settings
 from core.dependencies import SessionDep
 from core.errors import ConflictError, NotFoundError
 from core.logging import configure_logging
-from alembic_safety.config import make_config
+from core.project import ROOT
 
 
 class Number(BaseModel):
@@ -76,12 +77,12 @@ async def test_the_process_is_alive_without_a_database(monkeypatch: pytest.Monke
 async def test_a_migrated_database_is_ready(live_client: httpx.AsyncClient) -> None:
     response = await live_client.get("/health/ready")
     assert response.status_code == 200
-    heads = ScriptDirectory.from_config(make_config()).get_heads()
+    heads = ScriptDirectory.from_config(make_config(ROOT)).get_heads()
     assert response.json()["current"] == response.json()["head"] == next(iter(heads), None)
 
 
 @pytest.mark.skipif(
-    not ScriptDirectory.from_config(make_config()).get_heads(),
+    not ScriptDirectory.from_config(make_config(ROOT)).get_heads(),
     reason="the project has no revisions yet",
 )
 async def test_a_database_that_was_not_migrated_is_not_ready(

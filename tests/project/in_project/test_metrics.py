@@ -19,19 +19,20 @@ from fastapi import APIRouter, FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg.rows import TupleRow
 from sqlalchemy import text
-from tests.support import Project, make_client, started_app
+from tests.inside.support import Project
+from tests.support import make_client, started_app
 
+from alembic_safety.config import make_config
+from alembic_safety.database.url import DatabaseURL
+from alembic_safety.state import SchemaReader, SchemaState
 from core import metrics
 from core.config import get_settings
-from alembic_safety.database.url import DatabaseURL
 from core.dependencies import SessionDep
 from core.migrations import __main__ as migrations
-from alembic_safety.config import make_config
-from alembic_safety.state import SchemaReader, SchemaState
 from core.project import ROOT
 from core.workers import forget_the_dead, share_counts
 
-HAS_REVISIONS = bool(ScriptDirectory.from_config(make_config()).get_heads())
+HAS_REVISIONS = bool(ScriptDirectory.from_config(make_config(ROOT)).get_heads())
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -133,7 +134,7 @@ async def test_the_schema_s_state_is_that_of_status_and_readiness(
     postgresql: psycopg.Connection[TupleRow],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    heads = ScriptDirectory.from_config(make_config()).get_heads()
+    heads = ScriptDirectory.from_config(make_config(ROOT)).get_heads()
 
     async def said() -> tuple[set[str], int, str]:
         samples = await scrape(live_client)

@@ -16,7 +16,7 @@ def write(path: Path, text: str) -> Path:
 
 def test_the_project_s_own_table_is_valid() -> None:
     load_alembic_config(environment={})
-    assert make_config().get_alembic_option("script_location") == str(ROOT / "migrations")
+    assert make_config(ROOT).get_alembic_option("script_location") == str(ROOT / "migrations")
 
 
 @pytest.mark.parametrize(

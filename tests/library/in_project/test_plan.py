@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.support import Project
+from tests.inside.support import Project
 
-from core.migrations import __main__ as migrations
-from core.migrations import state
+from alembic_safety.backup.clients import ClientProgramError, find_client
 from alembic_safety.check import released
 from alembic_safety.plan import planner, rehearsal
-from alembic_safety.backup.clients import ClientProgramError, find_client
+from core.migrations import __main__ as migrations
+from core.migrations import state
 
 Plan = Callable[..., tuple[int, str]]
 

@@ -13,12 +13,12 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy.pool import NullPool
-from tests.support import Project
+from tests.inside.support import Project
 
+from alembic_safety.database.lock import lock_key
 from core.config import get_settings
 from core.database import create_engine
 from core.migrations import record
-from alembic_safety.database.lock import lock_key
 from core.project import ROOT, load_project
 
 HELD = """
@@ -142,7 +142,8 @@ def test_of_runners_at_once_one_applies_and_all_succeed(
     project.write("c3", "b2")
     program = (
         "from alembic import command; from alembic_safety.config import make_config; "
-        "config = make_config(); config.set_main_option('path_separator', 'newline'); "
+        "from core.project import ROOT; "
+        "config = make_config(ROOT); config.set_main_option('path_separator', 'newline'); "
         f"config.set_main_option('version_locations', {str(project.folder)!r}); "
         "command.upgrade(config, 'head')"
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 import psycopg
 import pytest
 from tests import migrated
+from tests.inside.support import Project
 from tests.migrated import Connection, drop_unused, migrated_database, migrated_name
-from tests.support import Project
 
 from alembic_safety.database.url import DatabaseURL
 

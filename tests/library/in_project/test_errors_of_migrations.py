@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.util import CommandError
-from tests.support import Project
+from tests.inside.support import Project
 
+from alembic_safety.config import make_config
 from core import apps
 from core.config import get_settings
-from alembic_safety.config import make_config
+from core.project import ROOT
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_more_steps_down_than_there_are_is_said(project: Project) -> None:
 
 def test_models_are_not_compared_with_a_database_behind(project: Project) -> None:
     project.write("a1")
-    config = make_config()
+    config = make_config(ROOT)
     config.set_main_option("path_separator", "newline")
     config.set_main_option("version_locations", str(project.folder))
     with pytest.raises(CommandError, match="run `make migrate-up` first"):

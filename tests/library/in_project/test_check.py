@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 from sqlalchemy.pool import NullPool
-from tests.support import Project
+from tests.inside.support import Project
 
-from core.database import create_engine
+from alembic_safety.check import checks, released
 from alembic_safety.database.url import DatabaseURL
+from alembic_safety.plan import planner, rehearsal
+from core.database import create_engine
 from core.migrations import __main__ as migrations
 from core.migrations import state
-from alembic_safety.check import checks, released
-from alembic_safety.plan import planner, rehearsal
 
 GIT = shutil.which("git") or ""
 needs_git = pytest.mark.skipif(not GIT, reason="git is not installed")
@@ -26,6 +26,7 @@ Command = Callable[..., tuple[int, str]]
 WITH_ENUM = """
 import sqlalchemy as sa
 from alembic import op
+from core.project import ROOT
 
 revision = "b2"
 down_revision = "a1"

@@ -14,16 +14,17 @@ import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from tests.support import Project, run_alembic
+from tests.inside.support import Project, run_alembic
 
+from alembic_safety.config import make_config
+from alembic_safety.database.url import DatabaseURL
+from alembic_safety.errors import EmbeddedPostgresError
 from core import database, embedded_postgres
 from core.config import get_settings
-from alembic_safety.database.url import DatabaseURL
-from core.embedded_postgres import EmbeddedPostgresError
 from core.migrations import __main__ as migrations
-from alembic_safety.config import make_config
+from core.project import ROOT
 
-HEADS = ScriptDirectory.from_config(make_config()).get_heads()
+HEADS = ScriptDirectory.from_config(make_config(ROOT)).get_heads()
 
 
 @pytest.fixture
@@ -64,14 +65,14 @@ def test_status_of_a_server_that_is_away(
     assert printed.startswith("can't connect to postgresql://u@127.0.0.1:1/app: ")
     assert "secret" not in printed
     with pytest.raises(CommandError):
-        command.current(make_config())
+        command.current(make_config(ROOT))
     get_settings.cache_clear()
 
 
 def test_alembic_runs_inside_a_running_loop(configured: DatabaseURL) -> None:
     async def inside() -> None:
-        command.current(make_config())
-        command.check(make_config())
+        command.current(make_config(ROOT))
+        command.check(make_config(ROOT))
 
     asyncio.run(inside())
 
@@ -184,7 +185,7 @@ def test_a_copied_project_has_a_server_of_its_own(
     moved = original.parent / "moved"
     try:
         first = embedded_postgres.start("app", home=original)
-        subprocess.run(["cp", "-rp", original, copy], check=True)  # noqa: S607
+        subprocess.run(["cp", "-rp", original, copy], check=True)
         second = embedded_postgres.start("app", home=copy)
         assert first != second
         assert embedded_postgres.stop(home=copy)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 from sqlalchemy.engine import make_url
-from tests.support import Project
+from tests.inside.support import Project
 
 from core.config import get_settings
 from core.project import ROOT
@@ -56,7 +56,8 @@ def runner(project: Project) -> Iterator["subprocess.Popen[str]"]:
     """Run `upgrade head` in a process of its own."""
     program = (
         "from alembic import command; from alembic_safety.config import make_config; "
-        "config = make_config(); config.set_main_option('path_separator', 'newline'); "
+        "from core.project import ROOT; "
+        "config = make_config(ROOT); config.set_main_option('path_separator', 'newline'); "
         f"config.set_main_option('version_locations', {str(project.folder)!r}); "
         "command.upgrade(config, 'head')"
     )

@@ -6,7 +6,7 @@ import pytest
 from alembic import command
 from alembic.util import CommandError
 from sqlalchemy.pool import NullPool
-from tests.support import Project
+from tests.inside.support import Project
 
 from core.config import get_settings
 from core.database import create_engine
