@@ -204,9 +204,9 @@ def test_a_server_whose_socket_was_cleaned_away_is_started_anew(
     home = tmp_path_factory.mktemp("cleaned") / ".postgres"
     try:
         url = embedded_postgres.start("app", home=home)
-        shutil.rmtree(dict(url.query)["host"])
+        shutil.rmtree(url.hosts[0][0])
         assert embedded_postgres.start("app", home=home) == url
-        shutil.rmtree(dict(url.query)["host"])
+        shutil.rmtree(url.hosts[0][0])
         assert embedded_postgres.stop(home=home)
     finally:
         embedded_postgres.stop(home=home)
