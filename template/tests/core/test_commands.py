@@ -150,7 +150,7 @@ def test_the_shell_gets_the_password_by_the_environment(monkeypatch: pytest.Monk
     database.shell()
     get_settings.cache_clear()
     [(arguments, environment)] = calls
-    assert arguments == ["/usr/bin/psql", "postgresql://u@db/app"]
+    assert arguments == ["/usr/bin/psql", "postgresql://u@db:5432/app"]
     assert environment["PGPASSWORD"] == "secret"
 
 

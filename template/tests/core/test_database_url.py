@@ -1,7 +1,7 @@
 """The spellings of a database's URL, each of which means one server to every client."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import asyncpg
@@ -82,6 +82,10 @@ def test_parts_that_contradict_each_other_are_refused_by_name(text: str, says: s
     assert "\n" not in str(error.value)
 
 
+def leads_to(url: DatabaseURL) -> Callable[[bytes], DatabaseURL]:
+    return lambda _first: url
+
+
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, object]]:
     """Two servers: the folders of their sockets, their ports on 127.0.0.1, a service of `b`."""
@@ -90,7 +94,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, objec
     with ExitStack() as stack:
         for name in ("a", "b"):
             url = stack.enter_context(another_server(folder / name, "app"))
-            port = stack.enter_context(proxy(lambda _first, url=url: url))
+            port = stack.enter_context(proxy(leads_to(url)))
             with psycopg.connect(url.libpq) as connection:
                 socket = connection.info.host
             found |= {f"{name}_socket": socket, f"{name}_port": port}
