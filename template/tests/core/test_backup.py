@@ -369,14 +369,14 @@ def test_a_dump_that_takes_long_outlives_the_timeouts_of_its_session(
     run_elsewhere(
         project,
         f'ALTER DATABASE "{get_settings().url.database}"'
-        " SET idle_in_transaction_session_timeout = '100ms'",
+        " SET idle_in_transaction_session_timeout = '1s'",
     )
     real = find_client(
         "pg_dump",
         get_settings().url,
         server_major=project.connection.info.server_version // 10000,
     )
-    fake_pg_dump(folder.parent, monkeypatch, f'sleep 0.5; exec {real} "$@"')
+    fake_pg_dump(folder.parent, monkeypatch, f'sleep 1.5; exec {real} "$@"')
     project.write("a1")
     project.run("upgrade", "head", backup="full")
     assert len(list(folder.iterdir())) == 1

@@ -24,7 +24,7 @@ from core.database_url import DatabaseURL
 from core.migrations import record
 from core.migrations.config import BackupKind, SafetyOptions
 from core.migrations.errors import MigrationError, describe_error
-from core.migrations.same_server import require_same_server
+from core.migrations.same_server import exported_snapshot, require_same_server
 from core.postgres_client import ClientProgramError, find_client, run_client
 from core.project import ROOT
 
@@ -36,9 +36,8 @@ _NAME = re.compile(
     r"(?P<database>.+)_(?P<revision>[^_]+)_(?P<time>\d{8}T\d{6}Z)(?P<schema>\.schema)?\.dump"
 )
 _UNFINISHED = ".partial"
-_NO_TIMEOUTS = (
-    "SELECT set_config(name, '0', true) FROM pg_settings"
-    " WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')"
+_NO_SUCH_SNAPSHOT = re.compile(
+    r'invalid snapshot identifier|snapshot "[^"]+" does not exist|cannot import a snapshot'
 )
 _LONGEST_HEADS = 60
 """Characters of the revisions in a name: file systems take 255 bytes."""
@@ -116,7 +115,6 @@ def take_backup(
         pg_dump = find_client("pg_dump", url, server_major=major)
         pg_restore = find_client("pg_restore", url, server_major=major)
         require_same_server(connection, url, pg_dump)
-        connection.rollback()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _reserved(folder, _stem(url.database, revisions), suffix) as (descriptor, file, path):
 
@@ -136,8 +134,7 @@ def take_backup(
                 f"--dbname={url.without_password}",
                 *(["--schema-only"] if kind is BackupKind.SCHEMA else []),
             ]
-            with _exported_snapshot(connection) as snapshot:
-                # On another server or in another database, pg_dump can't find the snapshot.
+            with exported_snapshot(connection) as snapshot:
                 command.append(f"--snapshot={snapshot}")
                 # With the descriptor pg_dump keeps the file's lock, should this process be killed.
                 said = run_client(command, url, pass_fds=[descriptor], progress=progress)
@@ -252,7 +249,7 @@ def _failures_named(folder: Path) -> Iterator[None]:
         reason = str(error)
         if "LOCK TABLE" in reason and "timeout" in reason:
             reason += "\n  a table was locked by another session for longer than lock_wait"
-        elif "snapshot" in reason:
+        elif _NO_SUCH_SNAPSHOT.search(reason):
             reason += "\n  pg_dump reached another server or database than this process"
     except OSError as error:
         reason = f"{error.filename or folder}: {error.strerror}"
@@ -276,16 +273,6 @@ def _keep_alive(connection: Connection) -> None:
     in_transaction = connection.in_transaction()
     connection.exec_driver_sql("SELECT 1")
     if not in_transaction:
-        connection.rollback()
-
-
-@contextmanager
-def _exported_snapshot(connection: Connection) -> Iterator[str]:
-    """Keep a transaction open, without a time limit, and yield the name of its snapshot."""
-    try:
-        connection.exec_driver_sql(_NO_TIMEOUTS)
-        yield str(connection.exec_driver_sql("SELECT pg_export_snapshot()").scalar())
-    finally:
         connection.rollback()
 
 

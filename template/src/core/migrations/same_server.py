@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import Connection
@@ -19,6 +21,10 @@ _SERVER = """
         || ' UTC, port ' || current_setting('port') || ', database oid ' || oid
     FROM pg_database WHERE datname = current_database()
 """
+_NO_TIMEOUTS = """
+    SELECT set_config(name, '0', true) FROM pg_settings
+    WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')
+"""
 
 
 def require_same_server(connection: Connection, url: DatabaseURL, program: str) -> None:
@@ -28,7 +34,7 @@ def require_same_server(connection: Connection, url: DatabaseURL, program: str) 
     environment. A host name, a proxy or a list of hosts may lead two connections to two servers.
 
     Args:
-        connection: a connection to the database of `url`.
+        connection: a connection to the database of `url`, outside of a transaction.
         url: the URL that the program gets.
         program: path of pg_dump or pg_restore.
 
@@ -38,12 +44,26 @@ def require_same_server(connection: Connection, url: DatabaseURL, program: str) 
     readable = connection.exec_driver_sql(_MAY_READ_IDENTIFIER).scalar()
     queries = [_IDENTIFIER, _SERVER] if readable else [_SERVER]
     ours = ", ".join(str(connection.exec_driver_sql(query).scalar()) for query in queries)
+    connection.rollback()
     theirs = ", ".join(_ask_psql(url, psql_next_to(program, url), queries))
     if ours != theirs:
         raise ClientProgramError(
             f"{url} leads to two servers: this process is connected to one ({ours}), "
             f"{Path(program).name} to another ({theirs}); name a single server in the URL"
         )
+
+
+@contextmanager
+def exported_snapshot(connection: Connection) -> Iterator[str]:
+    """Yield the name of a snapshot; the transaction that exports it stays open, without a timeout.
+
+    `pg_dump --snapshot` fails on another server and in another database, which don't have it.
+    """
+    try:
+        connection.exec_driver_sql(_NO_TIMEOUTS)
+        yield str(connection.exec_driver_sql("SELECT pg_export_snapshot()").scalar())
+    finally:
+        connection.rollback()
 
 
 def psql_next_to(program: str, url: DatabaseURL) -> str:
