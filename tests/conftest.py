@@ -47,7 +47,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseURL]:
 @pytest.fixture(scope="session")
 def postgresql_noproc(server: DatabaseURL, request: pytest.FixtureRequest) -> Iterator[object]:
     """The server, as pytest-postgresql knows it."""
-    request.config.option.postgresql_host = dict(server.query)["host"]
+    request.config.option.postgresql_host = server.hosts[0][0]
     yield from _noproc.__wrapped__(request)  # type: ignore[attr-defined]
 
 

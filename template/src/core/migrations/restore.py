@@ -26,6 +26,7 @@ from core.migrations.backup import Backup, check_readable, format_size, server_m
 from core.migrations.config import BackupKind
 from core.migrations.errors import MigrationError
 from core.migrations.lock import lock_holder
+from core.migrations.same_server import psql_next_to, require_same_server
 from core.postgres_client import (
     ClientProgramError,
     find_client,
@@ -140,6 +141,8 @@ async def restore_file(
             await _create(server, "", target)
             return
         dump = _Dump(file, url, await server.run_sync(server_major), analyze=analyze)
+        # Checked before the database is made: no other server has one of that name to be filled.
+        await server.run_sync(require_same_server, _maintenance_url(url), dump.program)
         if not await _fill(server, dump, target, owners=True):
             await _fill(server, dump, target, owners=False)
 
@@ -200,8 +203,7 @@ class _Dump:
         self.url = url
         self.server_major = server_major
         self.program = self._that_reads_it()
-        beside = Path(self.program).with_name("psql")
-        self.psql = str(beside) if beside.exists() else find_client("psql", url)
+        self.psql = psql_next_to(self.program, url)
 
     def script_of_the_database(self, target: str) -> str:
         """Return the SQL that makes the database itself, under the name `target`."""
