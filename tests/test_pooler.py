@@ -33,7 +33,7 @@ class Pooler:
         if not Path(PGBOUNCER).exists():
             pytest.skip("pgbouncer is not installed (Debian's package pgbouncer)")
         port = free_port()
-        socket_folder = Path(dict(self.server.query)["host"])
+        socket_folder = Path(self.server.hosts[0][0])
         settings = {
             "listen_addr": "127.0.0.1",
             "listen_port": port,
@@ -59,7 +59,10 @@ class Pooler:
             **account,
         )
         url = DatabaseURL(
-            user="postgres", password=None, hosts=f"127.0.0.1:{port}", database=self.server.database
+            user="postgres",
+            password=None,
+            hosts=(("127.0.0.1", port),),
+            database=self.server.database,
         )
         for _ in range(100):
             try:

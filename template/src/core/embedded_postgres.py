@@ -92,9 +92,8 @@ def _address(database: str, socket_folder: Path) -> DatabaseURL:
     return DatabaseURL(
         user=SUPERUSER,
         password=None,
-        hosts="",
+        hosts=((str(socket_folder), PORT),),
         database=database,
-        query=(("host", str(socket_folder)), ("port", str(PORT))),
     )
 
 

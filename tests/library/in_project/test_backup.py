@@ -4,6 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import psycopg
 import pytest
 from psycopg.rows import TupleRow
 from tests.inside.support import Project
+from tests.inside.servers import another_server, proxy
+
 
 from alembic_safety.backup.clients import ClientProgramError, find_client
 from alembic_safety.database.lock import lock_key
@@ -239,6 +242,145 @@ def test_where_the_backup_fails_nothing_is_migrated(
     assert "nothing was changed" in message
     assert content(get_settings().url) == {}
     assert list(folder.iterdir()) == []
+
+
+@contextmanager
+def diverted(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, *programs: str, user: str | None = None
+) -> Iterator[DatabaseURL]:
+    """Configure a proxy that takes these programs to another server; yield that server's URL."""
+    ours = get_settings().url
+
+    def choose(first: bytes) -> DatabaseURL:
+        return other if any(f"\0{name}\0".encode() in first for name in programs) else ours
+
+    with another_server(folder, ours.database) as other, proxy(choose) as port:
+        with psycopg.connect(other.libpq) as connection:
+            for name in {ours.user, user or ours.user} - {other.user}:
+                connection.execute(f'CREATE ROLE "{name}" LOGIN SUPERUSER'.encode())
+        url = DatabaseURL.parse(
+            f"postgresql://{user or ours.user}@127.0.0.1:{port}/{ours.database}"
+            "?sslmode=disable&gssencmode=disable"  # the first message says which program it is
+        )
+        monkeypatch.setenv("DATABASE_URL", replace(url, password=ours.password).libpq)
+        get_settings.cache_clear()
+        try:
+            yield other
+        finally:
+            monkeypatch.setenv("DATABASE_URL", ours.libpq)
+            get_settings.cache_clear()
+
+
+TWO_SERVERS = re.compile(
+    r"leads to two servers: this process is connected to one \((.+), port \d+, database oid \d+\), "
+    r"pg_(?:dump|restore) to another \((.+), port \d+, database oid \d+\); name a single server"
+)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (("psql", "pg_dump"), TWO_SERVERS),
+        # The proxy changes its mind after psql was asked.
+        (("pg_dump",), re.compile("pg_dump reached another server|server version mismatch")),
+    ],
+)
+def test_where_pg_dump_reaches_another_server_nothing_is_migrated(
+    project: Project,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    case: tuple[tuple[str, ...], re.Pattern[str]],
+) -> None:
+    programs, says = case
+    project.write("a1")
+    with diverted(monkeypatch, folder.parent / "other", *programs) as other:
+        message = project.refused("upgrade", "head", backup="full")
+        assert says.search(message), message
+        assert "nothing was changed" in message
+        assert project.tables() == set()
+        assert content(other) == {}
+        assert migrations.main(["backup"]) == 1
+        assert says.search(capsys.readouterr().err)
+    assert list(folder.glob("*")) + list(folder.glob(".*")) == []
+
+
+def test_where_both_reach_one_server_through_a_proxy_it_is_migrated(
+    project: Project, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.write("a1")
+    with diverted(monkeypatch, folder.parent / "other") as other:
+        project.run("upgrade", "head", backup="full")
+        assert project.tables() == {"t_a1"}
+        assert content(other) == {}
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_a_role_that_may_not_read_the_system_identifier_is_told_apart_all_the_same(
+    project: Project, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, role = get_settings().url, f"limited_{os.getpid()}"
+    password = f"PASSWORD '{url.password}'" if url.password else ""
+    project.connection.execute(
+        "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC;"
+        f"CREATE ROLE {role} LOGIN {password}; GRANT ALL ON SCHEMA public TO {role}".encode()
+    )
+    project.connection.commit()
+    project.write("a1")
+    try:
+        with diverted(monkeypatch, folder.parent / "other", "psql", "pg_dump", user=role):
+            match = TWO_SERVERS.search(project.refused("upgrade", "head", backup="full"))
+            assert match is not None
+            assert "system identifier" not in match[0]
+            assert match[1] != match[2]
+            assert project.tables() == set()
+        monkeypatch.setenv("DATABASE_URL", replace(url, user=role).libpq)
+        get_settings.cache_clear()
+        project.run("upgrade", "head", backup="full")
+        assert len(list(folder.iterdir())) == 1
+    finally:
+        monkeypatch.setenv("DATABASE_URL", url.libpq)
+        get_settings.cache_clear()
+        project.connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+        project.connection.commit()
+
+
+def test_where_pg_restore_reaches_another_server_no_database_is_made(
+    project: Project,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert migrations.main(["backup"]) == 0
+    ours = databases(project)
+    name = get_settings().url.database
+    with diverted(monkeypatch, folder.parent / "other", "psql", "pg_restore") as other:
+        for arguments in ([], ["--confirm", name]):
+            assert migrations.main(["restore", "latest", *arguments]) == 1
+            assert TWO_SERVERS.search(capsys.readouterr().err)
+        assert databases(project) == ours
+        with psycopg.connect(other.libpq) as connection:
+            query = "SELECT count(*) FROM pg_database WHERE datname LIKE %s"
+            assert connection.execute(query, [f"{name}%"]).fetchone() == (1,)
+
+
+def test_a_dump_that_takes_long_outlives_the_timeouts_of_its_session(
+    project: Project, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_elsewhere(
+        project,
+        f'ALTER DATABASE "{get_settings().url.database}"'
+        " SET idle_in_transaction_session_timeout = '1s'",
+    )
+    real = find_client(
+        "pg_dump",
+        get_settings().url,
+        server_major=project.connection.info.server_version // 10000,
+    )
+    fake_pg_dump(folder.parent, monkeypatch, f'sleep 1.5; exec {real} "$@"')
+    project.write("a1")
+    project.run("upgrade", "head", backup="full")
+    assert len(list(folder.iterdir())) == 1
 
 
 def test_a_long_dump_says_how_far_it_is(

@@ -151,7 +151,7 @@ def test_the_shell_gets_the_password_by_the_environment(monkeypatch: pytest.Monk
     database.shell()
     get_settings.cache_clear()
     [(arguments, environment)] = calls
-    assert arguments == ["/usr/bin/psql", "postgresql://u@db/app"]
+    assert arguments == ["/usr/bin/psql", "postgresql://u@db:5432/app"]
     assert environment["PGPASSWORD"] == "secret"
 
 
@@ -205,9 +205,9 @@ def test_a_server_whose_socket_was_cleaned_away_is_started_anew(
     home = tmp_path_factory.mktemp("cleaned") / ".postgres"
     try:
         url = embedded_postgres.start("app", home=home)
-        shutil.rmtree(dict(url.query)["host"])
+        shutil.rmtree(url.hosts[0][0])
         assert embedded_postgres.start("app", home=home) == url
-        shutil.rmtree(dict(url.query)["host"])
+        shutil.rmtree(url.hosts[0][0])
         assert embedded_postgres.stop(home=home)
     finally:
         embedded_postgres.stop(home=home)

@@ -8,7 +8,7 @@ from core import config
 from core.config import AnySettings, SettingsError, get_settings, read_settings
 from main import create_app
 
-URL = "postgresql://u:secret@db/app"
+URL = "postgresql://u:secret@db:5432/app"
 
 
 @pytest.fixture(autouse=True)

@@ -270,8 +270,8 @@ async def relay(
 ) -> AsyncIterator[Relay]:
     relay = Relay(postgresql.info)
     listener = await asyncio.start_server(relay.accept, "127.0.0.1", 0)
-    host = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-    relay.url = replace(database_url, hosts=host, query=(("sslmode", "disable"),))
+    address = ("127.0.0.1", listener.sockets[0].getsockname()[1])
+    relay.url = replace(database_url, hosts=(address,), query=(("sslmode", "disable"),))
     yield relay
     listener.close()
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -247,10 +248,8 @@ async def test_a_role_that_may_not_read_the_record_still_knows_the_state(
         f"GRANT SELECT ON alembic_version TO {role}".encode()
     )
     postgresql.commit()
-    query = dict(database_url.query)
-    address = f"postgresql://{role}@/{database_url.database}?host={query['host']}"
+    url = replace(database_url, user=role, password=None)
     try:
-        url = DatabaseURL.parse(f"{address}&port={query['port']}")
         async with started_app(url, monkeypatch) as app, make_client(app) as client:
             samples = await scrape(client)
         assert states(samples) == {"at head"}

@@ -21,6 +21,8 @@ _FOLDERS = (
     "/usr/local/opt/postgresql@*/bin",
     "/usr/local/opt/libpq/bin",
 )
+_OTHER_SERVERS = ("PGHOSTADDR", "PGSERVICE", "PGLOADBALANCEHOSTS")
+"""Variables that change which server libpq reaches, and that asyncpg does not read."""
 PROGRESS_INTERVAL = 5.0
 """Seconds between two words on a program that takes long."""
 
@@ -62,8 +64,13 @@ def find_clients(program: str, url: DatabaseURL | None, *, server_major: int) ->
 
 
 def libpq_environment(url: DatabaseURL | None, **variables: str) -> dict[str, str]:
-    """Return the environment of a program that gets `url.without_password` as an argument."""
+    """Return the environment of a program that gets `url.without_password` as an argument.
+
+    Variables with which libpq would reach another server than the URL names are left out.
+    """
     environment = {**os.environ, **variables}
+    for name in _OTHER_SERVERS:
+        environment.pop(name, None)
     if url is not None and url.password is not None:
         environment["PGPASSWORD"] = url.password
     return environment

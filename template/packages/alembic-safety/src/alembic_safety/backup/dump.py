@@ -25,6 +25,7 @@ from alembic_safety.database import history
 from alembic_safety.errors import ClientProgramError, MigrationError
 from alembic_safety.options import BackupKind
 from alembic_safety.project import Project
+from alembic_safety.backup.same_server import exported_snapshot, require_same_server
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,9 @@ _NAME = re.compile(
     r"(?P<database>.+)_(?P<revision>[^_]+)_(?P<time>\d{8}T\d{6}Z)(?P<schema>\.schema)?\.dump"
 )
 _UNFINISHED = ".partial"
+_NO_SUCH_SNAPSHOT = re.compile(
+    r'invalid snapshot identifier|snapshot "[^"]+" does not exist|cannot import a snapshot'
+)
 _LONGEST_HEADS = 60
 """Characters of the revisions in a name: file systems take 255 bytes."""
 
@@ -106,6 +110,7 @@ def take_backup(connection: Connection, project: Project, kind: BackupKind) -> B
     with _failures_named(folder):
         pg_dump = find_client("pg_dump", url, server_major=major)
         pg_restore = find_client("pg_restore", url, server_major=major)
+        require_same_server(connection, url, pg_dump)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _reserved(folder, _stem(url.database, revisions), suffix) as (descriptor, file, path):
 
@@ -125,8 +130,11 @@ def take_backup(connection: Connection, project: Project, kind: BackupKind) -> B
                 f"--dbname={url.without_password}",
                 *(["--schema-only"] if kind is BackupKind.SCHEMA else []),
             ]
-            # With the descriptor pg_dump keeps the file's lock, should this process be killed.
-            if said := run_client(command, url, pass_fds=[descriptor], progress=progress):
+            with exported_snapshot(connection) as snapshot:
+                command.append(f"--snapshot={snapshot}")
+                # With the descriptor pg_dump keeps the file's lock, should this process be killed.
+                said = run_client(command, url, pass_fds=[descriptor], progress=progress)
+            if said:
                 logger.warning("%s", said)
             os.fsync(descriptor)
             check_readable(pg_restore, file, progress)
@@ -240,6 +248,8 @@ def _failures_named(folder: Path) -> Iterator[None]:
         reason = str(error)
         if "LOCK TABLE" in reason and "timeout" in reason:
             reason += "\n  a table was locked by another session for longer than lock_wait"
+        elif _NO_SUCH_SNAPSHOT.search(reason):
+            reason += "\n  pg_dump reached another server or database than this process"
     except OSError as error:
         reason = f"{error.filename or folder}: {error.strerror}"
     else:
@@ -258,9 +268,11 @@ def _current_revisions(connection: Connection) -> list[str]:
 
 
 def _keep_alive(connection: Connection) -> None:
-    """Ask something, so that the session is not ended for doing nothing."""
+    """Run a query, so that the server does not end the session for being idle."""
+    in_transaction = connection.in_transaction()
     connection.exec_driver_sql("SELECT 1")
-    connection.rollback()
+    if not in_transaction:
+        connection.rollback()
 
 
 def _stem(database: str, revisions: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from alembic_safety.backup.same_server import psql_next_to, require_same_server
 from alembic_safety.backup.clients import (
     find_client,
     find_clients,
@@ -136,6 +137,8 @@ async def restore_file(
             await _create(server, "", target)
             return
         dump = _Dump(file, url, await server.run_sync(server_major), analyze=analyze)
+        # Checked before the database is made: no other server has one of that name to be filled.
+        await server.run_sync(require_same_server, _maintenance_url(url), dump.program)
         if not await _fill(server, dump, target, owners=True):
             await _fill(server, dump, target, owners=False)
 
@@ -196,8 +199,7 @@ class _Dump:
         self.url = url
         self.server_major = server_major
         self.program = self._that_reads_it()
-        beside = Path(self.program).with_name("psql")
-        self.psql = str(beside) if beside.exists() else find_client("psql", url)
+        self.psql = psql_next_to(self.program, url)
 
     def script_of_the_database(self, target: str) -> str:
         """Return the SQL that makes the database itself, under the name `target`."""

@@ -1,10 +1,12 @@
-"""A PostgreSQL address, in every spelling that people have, made one."""
+"""PostgreSQL URLs with one meaning for asyncpg, which migrates, and libpq, which backs up."""
 
+import getpass
 import os
 import re
 from dataclasses import dataclass, replace
+from ipaddress import IPv6Address
 from typing import Any, Self
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 
@@ -20,7 +22,6 @@ _LIBPQ_ONLY = frozenset(
         "keepalives_count",
         "keepalives_idle",
         "keepalives_interval",
-        "load_balance_hosts",
         "require_auth",
         "requirepeer",
         "sslcertmode",
@@ -29,21 +30,17 @@ _LIBPQ_ONLY = frozenset(
         "tcp_user_timeout",
     }
 )
-# What libpq reads of a URL; asyncpg takes any other name for a setting of the session.
+# Parameters that libpq knows; asyncpg takes any other name for a setting of the session.
 _LIBPQ = _LIBPQ_ONLY | {
     "application_name",
     "connect_timeout",
     "gssdelegation",
     "gsslib",
-    "host",
-    "hostaddr",
     "krbsrvname",
     "max_protocol_version",
     "min_protocol_version",
     "options",
     "passfile",
-    "port",
-    "service",
     "ssl_max_protocol_version",
     "ssl_min_protocol_version",
     "sslcert",
@@ -55,31 +52,46 @@ _LIBPQ = _LIBPQ_ONLY | {
     "sslpassword",
     "sslrootcert",
     "target_session_attrs",
-    "user",
+}
+# Resolved by `parse` into the fields of the URL. `database` is asyncpg's name for dbname.
+# load_balance_hosts is left out: asyncpg tries the hosts in their order, and so must libpq.
+_RESOLVED = {"host", "port", "user", "password", "dbname", "database", "load_balance_hosts"}
+_UNSUPPORTED = {
+    "hostaddr": "asyncpg can't read it; write the address as the host",
+    "service": "asyncpg and libpq read service files differently; "
+    "write the host, port, user and database of the service into the URL",
 }
 SSL_MODES = ("prefer", "disable", "allow", "require", "verify-ca", "verify-full")
 _LARGEST_PORT = 65535
+_DEFAULT_PORT = "5432"
+_DEFAULT_HOSTS = "/var/run/postgresql,/tmp,localhost"
+"""asyncpg and each build of libpq have different defaults; both get these."""
 _ASYNCPG_NAMES = {"ssl": "sslmode"}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class DatabaseURL:
-    """A PostgreSQL address. `str()` and `repr()` of it never show the password."""
+    """A PostgreSQL URL. `str()` and `repr()` of it never show the password."""
 
-    user: str | None
+    user: str
     password: str | None
-    hosts: str
-    """Comma-separated `host[:port]`, IPv6 in brackets; empty for a default Unix socket."""
+    hosts: tuple[tuple[str, int], ...]
+    """Pairs of host and port in their order; a host with a / is the folder of a Unix socket."""
     database: str
     query: tuple[tuple[str, str], ...] = ()
+    """Parameters that do not say which server, user or database: TLS, settings of the session."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the address that `text` spells.
+        """Return the URL in `text`, resolved.
+
+        A part that the authority leaves out is taken from the parameters (`?host=`, `?port=`,
+        `?user=`, `?password=`, `?dbname=`), then from PGHOST, PGPORT and PGUSER. Other variables
+        that lead libpq elsewhere (PGHOSTADDR, PGSERVICE) are not read, as asyncpg ignores them.
 
         Raises:
-            ValueError: not a PostgreSQL URL; the message never repeats the text, as there may
-                be a password in it.
+            ValueError: `text` is not a PostgreSQL URL, or contradicts itself. The message never
+                repeats a password, nor what may be a part of one.
         """
         scheme, separator, _ = text.strip().partition("://")
         if not separator:
@@ -89,7 +101,7 @@ class DatabaseURL:
             raise ValueError(f"has the scheme {shown!r}; expected one of {', '.join(SCHEMES)}")
         try:
             parts = urlsplit(text.strip())
-            query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+            query = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
         except ValueError:
             raise ValueError(
                 "can't be read as a URL; percent-encode what is special in the password "
@@ -99,52 +111,44 @@ class DatabaseURL:
             raise ValueError("has a '#' in it; in a password, write it as %23")
         if "/" in parts.path[1:] or "@" in parts.path:
             raise ValueError("has a / or @ in the database's name; in a password, write %2F, %40")
-        parameters = dict(query)
-        if "dbname" in parameters:
-            raise ValueError(
-                "has a parameter dbname; the database stands in the path: .../database"
-            )
-        mode = parameters.get("sslmode", parameters.get("ssl", SSL_MODES[0]))
-        if mode not in SSL_MODES:
+        for name, reason in _UNSUPPORTED.items():
+            if name in query:
+                raise ValueError(f"has a parameter {name}; {reason}")
+        if (query.get("sslmode") or query.get("ssl") or SSL_MODES[:1])[-1] not in SSL_MODES:
             raise ValueError(f"has an unknown sslmode; expected one of {', '.join(SSL_MODES)}")
         # The last "@" ends the password: one that was not percent-encoded does no harm.
-        userinfo, _, hosts = parts.netloc.rpartition("@")
+        userinfo, _, authority = parts.netloc.rpartition("@")
         user, _, password = userinfo.partition(":")
-        url = cls(
-            user=unquote(user) or None,
-            password=unquote(password) or parameters.get("password"),
+        passwords = query.get("password", ())
+        hosts = _resolve_hosts(authority, query)
+        names = query.get("dbname", []) + query.get("database", [])
+        database = _only_one("databases", unquote(parts.path.removeprefix("/")), *names)
+        if not database:
+            raise ValueError("names no database; expected .../database at the end of the address")
+        return cls(
+            user=_only_one("users", unquote(user), *query.get("user", ())) or _default_user(),
+            password=_only_one("passwords", unquote(password), *passwords, secret=True) or None,
             hosts=hosts,
-            database=unquote(parts.path.removeprefix("/")),
+            database=database,
             query=tuple(
-                (_ASYNCPG_NAMES.get(key, key), value) for key, value in query if key != "password"
+                (_ASYNCPG_NAMES.get(name, name), values[-1])
+                for name, values in query.items()
+                if name not in _RESOLVED
             ),
         )
-        url._check_ports(parameters.get("port", ""))
-        if not url.database:
-            raise ValueError("names no database; expected .../database at the end of the address")
-        return url
-
-    def _check_ports(self, parameter: str) -> None:
-        ports = [host.rpartition("]")[2].partition(":")[2] for host in self.hosts.split(",")]
-        for port in [*ports, *parameter.split(",")]:
-            if port and not (port.isascii() and port.isdigit() and int(port) <= _LARGEST_PORT):
-                raise ValueError(
-                    "has a port that is not a number up to 65535; "
-                    "in a password, write : as %3A, / as %2F and @ as %40"
-                )
 
     def with_database(self, database: str) -> Self:
-        """Return the same server's address with another database."""
+        """Return the URL of another database of the same server."""
         return replace(self, database=database)
 
     @property
     def libpq(self) -> str:
-        """The address with its password, as libpq, psql, pg_dump and asyncpg read it."""
+        """The URL with its password, for libpq, psql and pg_dump."""
         return self._render(password=self.password, query=_for_libpq(self.query))
 
     @property
     def without_password(self) -> str:
-        """The address for messages, and for commands that get the password by PGPASSWORD."""
+        """The URL for messages, and for programs that get the password by PGPASSWORD."""
         shown = tuple(pair for pair in self.query if pair[0] != "sslpassword")
         return self._render(password=None, query=_for_libpq(shown))
 
@@ -155,21 +159,39 @@ class DatabaseURL:
         return mode in SSL_MODES[SSL_MODES.index("require") :]
 
     def _render(self, *, password: str | None, query: tuple[tuple[str, str], ...]) -> str:
-        userinfo = quote(self.user or "", safe="")
+        userinfo = quote(self.user, safe="")
         if password is not None:
             userinfo += ":" + quote(password, safe="")
-        authority = f"{userinfo}@{self.hosts}" if userinfo else self.hosts
-        parameters = "?" + urlencode(query, quote_via=quote, safe="/") if query else ""
-        return f"postgresql://{authority}/{quote(self.database, safe='')}{parameters}"
+        authority = ""
+        if any(host.startswith("/") for host, _ in self.hosts):
+            ports = [str(port) for _, port in self.hosts]
+            shown = ports if len(set(ports)) > 1 else ports[:1]
+            hosts = ",".join(host for host, _ in self.hosts)
+            query = (("host", hosts), ("port", ",".join(shown)), *query)
+        else:
+            named = [(quote(host, safe=":"), port) for host, port in self.hosts]
+            authority = ",".join(
+                f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in named
+            )
+        parameters = f"?{_encode(query)}" if query else ""
+        return f"postgresql://{userinfo}@{authority}/{quote(self.database, safe='')}{parameters}"
 
     def asyncpg_arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments of `asyncpg.connect` for this address."""
+        """Return the keyword arguments of `asyncpg.connect` for this URL."""
         query = tuple(
             (key, value)
             for key, value in self.query
             if key not in _LIBPQ_ONLY and key != "connect_timeout"
         )
-        arguments: dict[str, Any] = {"dsn": self._render(password=self.password, query=query)}
+        arguments: dict[str, Any] = {
+            "host": [host for host, _ in self.hosts],
+            "port": [port for _, port in self.hosts],
+            "user": self.user,
+            "password": self.password,
+            "database": self.database,
+            # asyncpg reads TLS and settings of the session from here.
+            "dsn": f"postgresql:///?{_encode(query)}" if query else None,
+        }
         timeout = dict(self.query).get("connect_timeout")
         if timeout is not None and timeout.isdigit() and int(timeout) > 0:
             arguments["timeout"] = float(timeout)
@@ -180,6 +202,87 @@ class DatabaseURL:
 
     def __repr__(self) -> str:
         return f"DatabaseURL({self.without_password!r})"
+
+
+def _only_one(what: str, *values: str, secret: bool = False) -> str:
+    """Return the value that is given, once or several times; an empty text where none is.
+
+    Raises:
+        ValueError: two values differ.
+    """
+    given = list(dict.fromkeys(filter(None, values)))
+    if len(given) > 1:
+        shown = "" if secret else f", {given[0]} and {given[1]}"
+        raise ValueError(f"has two {what}{shown}; leave one of them out")
+    return given[0] if given else ""
+
+
+def _resolve_hosts(authority: str, query: dict[str, list[str]]) -> tuple[tuple[str, int], ...]:
+    """Return the pairs of host and port, with what the URL leaves out from the environment."""
+    lists = [[(unquote(host), port) for host, port in _split_hosts(authority)]]
+    lists += [_split_hosts(value) for value in query.get("host", ())]
+    if not any(host for pairs in lists for host, _ in pairs):
+        lists.append(_split_hosts(os.environ.get("PGHOST") or _DEFAULT_HOSTS))
+    hosts = _only_one("hosts", *(",".join(host for host, _ in pairs) for pairs in lists)).split(",")
+    given = [",".join(port for _, port in pairs) for pairs in lists] + query.get("port", [])
+    ports = [_only_one("ports", *of_host) for of_host in zip(*_for_each(hosts, given), strict=True)]
+    if not all(ports):
+        [default] = _for_each(hosts, [os.environ.get("PGPORT") or _DEFAULT_PORT])
+        ports = [port or default[index] for index, port in enumerate(ports)]
+    return tuple((host, int(port)) for host, port in zip(hosts, ports, strict=True))
+
+
+def _split_hosts(text: str) -> list[tuple[str, str]]:
+    """Return the pairs of host and port in a comma-separated list; empty where not given."""
+    pairs = []
+    for item in text.split(","):
+        if item.startswith("/") or _is_ipv6(item):  # as libpq has them in ?host=
+            host, port = item, ""
+        elif item.startswith("["):
+            host, _, port = item[1:].partition("]")
+            port = port.removeprefix(":")
+        else:
+            host, _, port = item.partition(":")
+        if not host and "," in text:
+            raise ValueError("has an empty host in its list")
+        pairs.append((host, port))
+    return pairs
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _for_each(hosts: list[str], lists: list[str]) -> list[list[str]]:
+    """Return each comma-separated list of ports with one port a host; a single one is for all."""
+    expanded = []
+    for text in lists:
+        ports = text.split(",")
+        for port in filter(None, ports):
+            if not (port.isascii() and port.isdigit() and 0 < int(port) <= _LARGEST_PORT):
+                raise ValueError(
+                    "has a port that is not a number from 1 to 65535; "
+                    "in a password, write : as %3A, / as %2F and @ as %40"
+                )
+        if len(ports) not in {1, len(hosts)}:
+            raise ValueError(f"has {len(ports)} ports for {len(hosts)} hosts")
+        expanded.append(ports * len(hosts) if len(ports) == 1 else ports)
+    return expanded
+
+
+def _default_user() -> str:
+    try:
+        return os.environ.get("PGUSER") or getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        raise ValueError("names no user; expected postgresql://user:password@...") from None
+
+
+def _encode(query: tuple[tuple[str, str], ...]) -> str:
+    return urlencode(query, quote_via=quote, safe="/,:")
 
 
 def _for_libpq(query: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
