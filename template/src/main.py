@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from alembic_safety.errors import MigrationError
+from alembic_safety.errors import EmbeddedPostgresError, MigrationError
 from alembic_safety.state import Revisions, SchemaReader
 from api import find_routers
 from core import tracing
 from core.apps import AppImportError
 from core.config import Environment, Pooler, Settings, SettingsError, get_settings
 from core.database import create_engine, create_read_sessionmaker, create_sessionmaker
-from alembic_safety.errors import EmbeddedPostgresError
 from core.errors import Problem, add_error_handlers
 from core.health import DEADLINE, MAX_AGE, add_health_checks
 from core.logging import configure_logging

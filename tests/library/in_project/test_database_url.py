@@ -9,8 +9,8 @@ import psycopg
 import pytest
 from tests.inside.servers import another_server, proxy
 
-from alembic_safety.database.url import DatabaseURL
 from alembic_safety.backup.clients import find_client, libpq_environment
+from alembic_safety.database.url import DatabaseURL
 
 VARIABLES = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGUSER", "PGDATABASE", "PGSERVICE", "PGSERVICEFILE")
 QUERY = (

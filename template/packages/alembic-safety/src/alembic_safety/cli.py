@@ -22,17 +22,15 @@ from sqlalchemy.exc import DBAPIError
 
 from alembic_safety.backup.clients import find_client
 from alembic_safety.backup.dump import (
-    Backup,
     backup_folder,
     check_readable,
-    find_backup,
-    format_size,
     kind_before_migrations,
-    list_backups,
     record_backup,
     take_backup,
 )
-from alembic_safety.backup.restore import RestoreError, restore
+from alembic_safety.backup.files import Backup, find_backup, format_size, list_backups
+from alembic_safety.backup.restore import restore
+from alembic_safety.backup.swap import RestoreError
 from alembic_safety.boundary import describe_error
 from alembic_safety.check.checks import Outcome, run_checks
 from alembic_safety.config import make_config

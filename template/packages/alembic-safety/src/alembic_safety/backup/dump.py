@@ -1,78 +1,38 @@
-"""Backups: pg_dump's custom format, checked before it gets its name.
+"""Taking a backup: pg_dump's custom format, checked before it gets its name."""
 
-A file under a final name is whole: it was written under another one, flushed, and read to its end.
-"""
-
-import fcntl
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
-from urllib.parse import unquote
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from alembic_safety.backup.clients import find_client, run_client
+from alembic_safety.backup.files import (
+    Backup,
+    BackupError,
+    backups_of,
+    flush_folder,
+    format_size,
+    reserve_file,
+    stem,
+)
+from alembic_safety.backup.same_server import exported_snapshot, require_same_server
 from alembic_safety.boundary import describe_error
 from alembic_safety.database import history
-from alembic_safety.errors import ClientProgramError, MigrationError
+from alembic_safety.errors import ClientProgramError
 from alembic_safety.options import BackupKind
 from alembic_safety.project import Project
-from alembic_safety.backup.same_server import exported_snapshot, require_same_server
 
 logger = logging.getLogger(__name__)
 
-_TICK = 0.1
-_TIME = "%Y%m%dT%H%M%SZ"
-_NAME = re.compile(
-    r"(?P<database>.+)_(?P<revision>[^_]+)_(?P<time>\d{8}T\d{6}Z)(?P<schema>\.schema)?\.dump"
-)
-_UNFINISHED = ".partial"
 _NO_SUCH_SNAPSHOT = re.compile(
     r'invalid snapshot identifier|snapshot "[^"]+" does not exist|cannot import a snapshot'
 )
-_LONGEST_HEADS = 60
-"""Characters of the revisions in a name: file systems take 255 bytes."""
-
-
-class BackupError(MigrationError):
-    """There is no backup. The message says why; nothing stands under a final name."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backup:
-    """A backup's file, and what its name says."""
-
-    path: Path
-    database: str
-    revision: str
-    """Where the database was: several heads are joined by +, none is `base`."""
-    taken_at: datetime
-    kind: BackupKind
-
-    @classmethod
-    def parse(cls, path: Path) -> Self | None:
-        """Return what the name of `path` says; None where it is not a backup's."""
-        match = _NAME.fullmatch(path.name)
-        try:
-            taken_at = datetime.strptime(match["time"] if match else "", _TIME).replace(tzinfo=UTC)
-        except ValueError:
-            return None
-        assert match is not None  # noqa: S101 - an empty text is no time
-        return cls(
-            path=path,
-            database=unquote(match["database"]),
-            revision=unquote(match["revision"]),
-            taken_at=taken_at,
-            kind=BackupKind.SCHEMA if match["schema"] else BackupKind.FULL,
-        )
 
 
 def kind_before_migrations(project: Project) -> BackupKind:
@@ -112,7 +72,11 @@ def take_backup(connection: Connection, project: Project, kind: BackupKind) -> B
         pg_restore = find_client("pg_restore", url, server_major=major)
         require_same_server(connection, url, pg_dump)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _reserved(folder, _stem(url.database, revisions), suffix) as (descriptor, file, path):
+        with reserve_file(folder, stem(url.database, revisions), suffix) as (
+            descriptor,
+            file,
+            path,
+        ):
 
             def progress(seconds: float) -> None:
                 written = format_size(file.stat().st_size)
@@ -140,7 +104,7 @@ def take_backup(connection: Connection, project: Project, kind: BackupKind) -> B
             check_readable(pg_restore, file, progress)
             file.rename(path)
             try:
-                _flush(folder)
+                flush_folder(folder)
             except OSError:
                 path.unlink(missing_ok=True)
                 raise
@@ -152,7 +116,7 @@ def take_backup(connection: Connection, project: Project, kind: BackupKind) -> B
     )
     taken = Backup.parse(path)
     assert taken is not None  # noqa: S101 - the name was made by this module
-    alike = [item for item in _of_database(folder, url.database) if item.kind is kind]
+    alike = [item for item in backups_of(folder, url.database) if item.kind is kind]
     for old in [item for item in alike if item != taken][options.backup_keep - 1 :]:
         old.path.unlink(missing_ok=True)
     return taken
@@ -178,40 +142,6 @@ def record_backup(
         logger.warning("the backup was made, but not recorded: %s", describe_error(error))
 
 
-def list_backups(folder: Path) -> list[Backup]:
-    """Return the backups in `folder`, newest first."""
-    found = [backup for path in folder.glob("*.dump") if (backup := Backup.parse(path))]
-    return sorted(found, key=lambda backup: (backup.taken_at, backup.path.name), reverse=True)
-
-
-def find_backup(folder: Path, given: str, database: str, *, full: bool) -> Backup:
-    """Return the backup that `given` means.
-
-    Args:
-        folder: where the backups are.
-        given: a file, the name of one in `folder`, or `latest`.
-        database: whose latest.
-        full: whether the latest has to hold the rows, too.
-
-    Raises:
-        BackupError: there is no such file.
-    """
-    if given == "latest":
-        for backup in _of_database(folder, database):
-            if backup.kind is BackupKind.FULL or not full:
-                return backup
-        kind = "full backup" if full else "backup"
-        raise BackupError(f"there is no {kind} of the database {database} in {folder}")
-    for path in (Path(given), folder / given):
-        if path.is_file():
-            # Any file of pg_dump's custom format will do, whatever it is called.
-            moment = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-            return Backup.parse(path) or Backup(
-                path=path, database=database, revision="", taken_at=moment, kind=BackupKind.FULL
-            )
-    raise BackupError(f"there is no backup {given}; `make backups` lists those in {folder}")
-
-
 def check_readable(
     pg_restore: str, file: Path, progress: Callable[[float], None] = lambda _seconds: None
 ) -> None:
@@ -222,16 +152,6 @@ def check_readable(
     """
     run_client([pg_restore, "--list", str(file)], None)
     run_client([pg_restore, f"--file={os.devnull}", str(file)], None, progress=progress)
-
-
-def format_size(size: int) -> str:
-    """Return a number of bytes for people: `1.5 MB`."""
-    amount = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:  # noqa: PLR2004
-            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"
 
 
 def server_major(connection: Connection) -> int:
@@ -257,10 +177,6 @@ def _failures_named(folder: Path) -> Iterator[None]:
     raise BackupError(f"no backup could be made, and nothing was changed: {reason}")
 
 
-def _of_database(folder: Path, database: str) -> list[Backup]:
-    return [backup for backup in list_backups(folder) if backup.database == database]
-
-
 def _current_revisions(connection: Connection) -> list[str]:
     if connection.scalar(text("SELECT to_regclass('alembic_version') IS NULL")):
         return []
@@ -273,70 +189,3 @@ def _keep_alive(connection: Connection) -> None:
     connection.exec_driver_sql("SELECT 1")
     if not in_transaction:
         connection.rollback()
-
-
-def _stem(database: str, revisions: Iterable[str]) -> str:
-    # No underscore in a revision: the one before it ends the database's name.
-    heads = "+".join(_escape(item).replace("_", "%5F") for item in sorted(revisions)) or "base"
-    return f"{_escape(database)}_{heads[:_LONGEST_HEADS]}"
-
-
-def _escape(text: str) -> str:
-    """Replace what no file's name can have, as in URLs."""
-    return re.sub(r"[/%\x00-\x1f\x7f]|^\.", lambda match: f"%{ord(match[0]):02X}", text)
-
-
-@contextmanager
-def _reserved(folder: Path, stem: str, suffix: str) -> Iterator[tuple[int, Path, Path]]:
-    """Make an empty file under a temporary name; yield its descriptor, its path and the final one.
-
-    It is locked for as long as this process, or the pg_dump that inherits the descriptor, lives.
-    """
-    for left in folder.glob(f".*{_UNFINISHED}"):
-        _remove_if_abandoned(left)
-    while (descriptor := _reserve(folder, name := _name_now(stem, suffix))) is None:
-        time.sleep(_TICK)  # another backup has the name of this second
-    file = folder / f".{name}{_UNFINISHED}"
-    try:
-        yield descriptor, file, folder / name
-    finally:
-        file.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _name_now(stem: str, suffix: str) -> str:
-    return f"{stem}_{datetime.now(UTC).strftime(_TIME)}{suffix}"
-
-
-def _reserve(folder: Path, name: str) -> int | None:
-    """Make and lock the temporary file for `name`; None where the name is taken."""
-    file = folder / f".{name}{_UNFINISHED}"
-    try:
-        descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-    except FileExistsError:
-        return None
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    # Before it was locked, another backup may have taken it for an abandoned one.
-    ours = file.exists() and file.stat().st_ino == os.fstat(descriptor).st_ino
-    if ours and not (folder / name).exists():
-        return descriptor
-    os.close(descriptor)
-    if ours:
-        file.unlink()
-    return None
-
-
-def _remove_if_abandoned(file: Path) -> None:
-    """Delete what a backup that was killed left; its pg_dump may still be writing."""
-    with suppress(OSError), file.open("rb") as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.unlink()
-
-
-def _flush(folder: Path) -> None:
-    """Make the new name in `folder` survive a crash of the machine."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from alembic_safety.database.url import DatabaseURL
 from alembic_safety.backup.clients import find_client, libpq_environment
+from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import ClientProgramError
 
 _MAY_READ_IDENTIFIER = "SELECT has_function_privilege('pg_control_system()', 'EXECUTE')"

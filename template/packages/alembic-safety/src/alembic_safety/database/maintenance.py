@@ -1,0 +1,22 @@
+"""The server's maintenance database, from which others are created, renamed and dropped."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from alembic_safety.database.connection import create_engine
+from alembic_safety.database.url import DatabaseURL
+
+
+def maintenance_url(url: DatabaseURL) -> DatabaseURL:
+    """Return the URL of the maintenance database."""
+    return url.with_database("postgres" if url.database != "postgres" else "template1")
+
+
+@asynccontextmanager
+async def maintenance(url: DatabaseURL) -> AsyncIterator[AsyncConnection]:
+    """Connect to the server's maintenance database, outside of a transaction."""
+    engine = create_engine(maintenance_url(url), isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        yield connection
