@@ -89,7 +89,7 @@ _SOME_TABLES = text(
               JOIN touched ON refobjid = touched.oid
     )
     SELECT related.oid::bigint AS oid, found.line FROM related LEFT JOIN (
-    {_of_tables("c.oid IN (SELECT oid FROM related)")}
+    {_of_tables("c.oid = ANY (ARRAY(SELECT oid FROM related))")}
     ) AS found ON found.oid = related.oid
     """
 )
