@@ -46,4 +46,4 @@ def _import(path: Path) -> ModuleType:
     try:
         return importlib.import_module(".".join(parts))
     except Exception as error:
-        raise AppImportError(describe_import_error(error, path)) from error
+        raise AppImportError(describe_import_error(error, path, relative)) from error

@@ -8,6 +8,7 @@ import pytest
 from psycopg.rows import TupleRow
 from tests.inside.support import Project
 
+from alembic_safety import cli
 from alembic_safety.database.url import DatabaseURL
 from core.config import get_settings
 
@@ -24,3 +25,9 @@ def project(
     get_settings.cache_clear()
     yield Project(tmp_path, postgresql_empty)
     get_settings.cache_clear()
+
+
+@pytest.fixture
+def commands(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the program's commands work on the test's revisions."""
+    monkeypatch.setattr(cli, "make_config", lambda _folder: project.config())

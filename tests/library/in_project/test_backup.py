@@ -15,13 +15,12 @@ from psycopg.rows import TupleRow
 from tests.inside.servers import another_server, proxy
 from tests.inside.support import Project
 
+from alembic_safety import cli as migrations
 from alembic_safety.backup.clients import ClientProgramError, find_client
 from alembic_safety.database.lock import lock_key
 from alembic_safety.database.url import DatabaseURL
 from core import postgres_client
 from core.config import get_settings
-from core.migrations import __main__ as migrations
-from core.migrations import state
 
 NAME = re.compile(r"(?P<database>.+)_(?P<revision>\w+)_\d{8}T\d{6}Z(\.schema)?\.dump")
 AWKWARD = """
@@ -181,10 +180,10 @@ def test_a_schema_alone_does_not_take_the_place_of_data(
 def test_a_backup_as_the_options_have_it_and_where_something_is_pending(
     project: Project,
     folder: Path,
+    commands: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(state, "make_config", project.config)
     project.write("a1")
 
     def run(*arguments: str) -> tuple[str, str]:

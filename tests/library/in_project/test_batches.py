@@ -8,9 +8,9 @@ from alembic.util import CommandError
 from sqlalchemy.pool import NullPool
 from tests.inside.support import Project
 
+from alembic_safety import batches
 from core.config import get_settings
 from core.database import create_engine
-from core.migrations import batches
 
 ROWS = """
 op.execute("CREATE TABLE big (id {type} PRIMARY KEY, n int, done int NOT NULL DEFAULT 0)")

@@ -1,4 +1,4 @@
-"""The gate for CI: what `make migrate-check` says of revisions, and `make migrate-rebase` mends."""
+"""The gate for CI: what `make migrate-check` reports, and `make migrate-rebase` fixes."""
 
 import shutil
 import subprocess
@@ -10,12 +10,11 @@ from sqlalchemy import text
 from sqlalchemy.pool import NullPool
 from tests.inside.support import Project
 
-from alembic_safety.check import checks, released
+from alembic_safety import cli as migrations
+from alembic_safety import project as safety
+from alembic_safety.check import gate, models
 from alembic_safety.database.url import DatabaseURL
-from alembic_safety.plan import planner, rehearsal
 from core.database import create_engine
-from core.migrations import __main__ as migrations
-from core.migrations import state
 
 GIT = shutil.which("git") or ""
 needs_git = pytest.mark.skipif(not GIT, reason="git is not installed")
@@ -49,18 +48,15 @@ def downgrade() -> None:
 @pytest.fixture
 def command(
     project: Project,
+    commands: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Command:
     """Run a command on the test's own revisions: returns the exit code and what was printed."""
-    for module in (checks, planner, rehearsal, released, state):
-        monkeypatch.setattr(module, "make_config", project.config)
-    for module in (checks, released):
-        monkeypatch.setattr(module, "ROOT", project.folder)
-    monkeypatch.setattr(released, "revision_folders", lambda: [Path()])
-    monkeypatch.setattr(checks, "read_models", lambda *_, **__: None)
-    # The models have other tables than these revisions; the comparison has a test of its own.
-    monkeypatch.setattr(checks, "compare_with_models", lambda _: ("", []))
+    monkeypatch.setattr(safety.Project, "root", project.folder)
+    monkeypatch.setattr(gate, "read_models", lambda *_, **__: None)
+    # The models have other tables than these revisions. The comparison has a test of its own.
+    monkeypatch.setattr(gate, "compare_with_models", lambda *_: [])
 
     def run(*arguments: str) -> tuple[int, str]:
         capsys.readouterr()
@@ -122,8 +118,8 @@ def test_every_check_is_made_and_says_what_is_wrong(committed: Project, command:
         assert line(said, check) == "FAIL", said
     for problem in (
         "2 heads: b2, c3",
-        "c3.py: is not called as file_template says",
-        "a1_test.py: does something else than in main",
+        "c3.py: is not named as file_template says",
+        "a1_test.py: differs from main",
         "the downgrade leaves ",
         "b2: blocks writes:t_a1",
         "CREATE INDEX CONCURRENTLY ix ON public.t_a1",
@@ -247,7 +243,7 @@ def test_rebase_lets_new_revisions_follow_the_base(committed: Project, command: 
     commit(committed)
     git(committed, "checkout", "--quiet", "feature")
     _, said = command("check", "--base=main")
-    assert "follows a1, but main is at d4; `make migrate-rebase` mends it" in said
+    assert "follows a1, but main is at d4; `make migrate-rebase` fixes it" in said
     assert "merge it first" in command("rebase", "--base=main")[1]
     git(committed, "merge", "--quiet", "--no-edit", "main")
     code, said = command("rebase", "--base=main")
@@ -263,12 +259,12 @@ async def test_models_that_differ_are_named(database_url: DatabaseURL) -> None:
     async with engine.connect() as connection:
         await connection.execute(text("CREATE TABLE nobodys (id int)"))
         await connection.commit()
-        _, problems = await connection.run_sync(checks.compare_with_models)
+        problems = await connection.run_sync(models.compare_with_models)
     assert "remove table nobodys" in problems
     modified: list[tuple[object, ...]] = [
         ("modify_nullable", None, "users", "name", {}, True, False)
     ]
-    assert checks.describe_diff(modified) == "modify nullable users.name"
+    assert models.describe_diff(modified) == "modify nullable users.name"
 
 
 @needs_git

@@ -16,12 +16,12 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from tests.inside.support import Project, run_alembic
 
+from alembic_safety import cli as migrations
 from alembic_safety.config import make_config
 from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import EmbeddedPostgresError
 from core import database, embedded_postgres
 from core.config import get_settings
-from core.migrations import __main__ as migrations
 from core.project import ROOT
 
 HEADS = ScriptDirectory.from_config(make_config(ROOT)).get_heads()

@@ -4,16 +4,13 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from tests.inside.support import Project
 
+from alembic_safety import cli as migrations
+from alembic_safety import project as safety
 from alembic_safety.backup.clients import ClientProgramError, find_client
-from alembic_safety.check import released
-from alembic_safety.plan import planner, rehearsal
-from core.migrations import __main__ as migrations
-from core.migrations import state
 
 Plan = Callable[..., tuple[int, str]]
 
@@ -42,7 +39,10 @@ op.execute("CREATE TABLE other (id bigint PRIMARY KEY, name text, sort text)")
 
 @pytest.fixture
 def plan(
-    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Project,
+    commands: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Plan:
     """Plan the test's own revisions: returns the exit code and what was printed."""
     version = project.connection.info.server_version // 10000
@@ -51,8 +51,6 @@ def plan(
         find_client("pg_dump", None, server_major=version)
     except ClientProgramError as error:
         pytest.skip(str(error))
-    for module in (planner, rehearsal, state):
-        monkeypatch.setattr(module, "make_config", project.config)
     monkeypatch.setenv("MIGRATION_PLAN_SMALL_ROWS", "0")
 
     def run(*arguments: str) -> tuple[int, str]:
@@ -77,13 +75,13 @@ def test_what_is_unsafe_is_said_in_each_format(project: Project, plan: Plan) -> 
     code, said = plan()
     assert code == migrations.UNSAFE
     for expected in (
-        "rewrites: every row of t_a1 is written anew",
+        "rewrites: every row of t_a1 is rewritten",
         "breaks running code: the column other.name is dropped",
         "destroys data: the table fourth is dropped",
         "destroys data: rows of third are deleted",
         "cannot be undone",
         "CREATE INDEX CONCURRENTLY",
-        "(outside of a transaction)",
+        "(outside a transaction)",
         "Unsafe: b2.",
     ):
         assert expected in " ".join(said.split())
@@ -254,9 +252,7 @@ def based(project: Project, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Proj
     git = shutil.which("git")
     if git is None:
         pytest.skip("git is not installed")
-    monkeypatch.setattr(released, "ROOT", project.folder)
-    monkeypatch.setattr(released, "make_config", project.config)
-    monkeypatch.setattr(released, "revision_folders", lambda: [Path()])
+    monkeypatch.setattr(safety.Project, "root", project.folder)
     project.write("a1")
     project.write("b1")
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]

@@ -15,10 +15,10 @@ import pytest
 from sqlalchemy.pool import NullPool
 from tests.inside.support import Project
 
+from alembic_safety.database import history as record
 from alembic_safety.database.lock import lock_key
 from core.config import get_settings
 from core.database import create_engine
-from core.migrations import record
 from core.project import ROOT, load_project
 
 HELD = """

@@ -23,13 +23,13 @@ from sqlalchemy import text
 from tests.inside.support import Project
 from tests.support import make_client, started_app
 
+from alembic_safety import cli as migrations
 from alembic_safety.config import make_config
 from alembic_safety.database.url import DatabaseURL
 from alembic_safety.state import SchemaReader, SchemaState
 from core import metrics
 from core.config import get_settings
 from core.dependencies import SessionDep
-from core.migrations import __main__ as migrations
 from core.project import ROOT
 from core.workers import forget_the_dead, share_counts
 

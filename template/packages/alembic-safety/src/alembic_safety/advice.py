@@ -2,6 +2,8 @@
 
 import re
 
+from alembic_safety.sql import SQLState
+
 # Patterns of Alembic's messages.
 _ALEMBIC = {
     r"Multiple head revisions": (
@@ -33,14 +35,14 @@ _ALEMBIC = {
     ),
 }
 
-_SQLSTATE = {
-    "25006": "the database is read-only: a replica, or set so; migrate the primary",
-    "42501": (
+_SQLSTATE: dict[str, str] = {
+    SQLState.READ_ONLY_SQL_TRANSACTION: "the database is read-only: a replica, or set so; migrate the primary",
+    SQLState.INSUFFICIENT_PRIVILEGE: (
         "this user may not do that; grant it the right, or give the address of a user who may in "
         "MIGRATION_DATABASE_URL"
     ),
-    "53100": "the server's disk is full",
-    "57014": (
+    SQLState.DISK_FULL: "the server's disk is full",
+    SQLState.QUERY_CANCELED: (
         "the statement ran for longer than statement_timeout: raise it in the revision "
         '(statement_timeout = "10min" at the top of its file)'
     ),
@@ -59,6 +61,6 @@ def for_alembic(message: str) -> str:
     return message
 
 
-def for_sqlstate(sqlstate: str | None) -> str | None:
+def for_sqlstate(sqlstate: str) -> str | None:
     """Return what to do about an error of PostgreSQL."""
-    return _SQLSTATE.get(sqlstate or "")
+    return _SQLSTATE.get(sqlstate)

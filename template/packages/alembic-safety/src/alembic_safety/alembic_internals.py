@@ -59,7 +59,7 @@ def get_resolver(migrations: MigrationContext) -> Resolve:
 
 def set_resolver(migrations: MigrationContext, resolve: Resolve) -> None:
     """Replace the function that resolves a command's steps; see `get_resolver`."""
-    migrations._migrations_fn = resolve  # type: ignore[assignment]  # noqa: SLF001
+    migrations._migrations_fn = resolve  # noqa: SLF001
 
 
 def is_in_caller_transaction(migrations: MigrationContext) -> bool:

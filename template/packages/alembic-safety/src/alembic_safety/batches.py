@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from alembic_safety import alembic_internals
 from alembic_safety.errors import MigrationError
-from alembic_safety.sql import quote
+from alembic_safety.sql import quote_identifier
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def in_batches(
             "a backfill commits its batches, and this connection is in a transaction of its "
             "caller's: run the migration on a connection outside of one"
         )
-    quoted = quote(key)
+    quoted = quote_identifier(key)
     if context.as_sql:
         bound = f"(SELECT {quoted} FROM {table} ORDER BY 1 {{}} LIMIT 1)"  # noqa: S608
         whole = re.sub(r":first\b", bound.format("ASC"), statement)
@@ -108,7 +108,7 @@ class _Backfill:
         self.estimate = int(column.estimate)
         self.type = column.type
         self.job = hashlib.sha256(job.encode()).hexdigest()
-        quoted = quote(key)
+        quoted = quote_identifier(key)
         # The next rows after a place, or from the start where there is none yet.
         columns = (
             "count(*) AS rows, (array_agg(k))[1] AS first, (array_agg(k))[count(*)] AS last,"

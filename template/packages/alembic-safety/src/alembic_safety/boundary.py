@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError, NoReferenceError
 
 from alembic_safety import advice
 from alembic_safety.errors import MigrationError
+from alembic_safety.sql import get_sqlstate
 
 _LIBRARY = Path(__file__).parent
 
@@ -86,7 +87,7 @@ def describe_error(error: BaseException) -> str:
             lines.append(f"  detail: {detail}")
         if error.statement:
             lines.append(f"  statement: {' '.join(error.statement.split())}")
-        said = advice.for_sqlstate(getattr(error.orig, "sqlstate", None))
+        said = advice.for_sqlstate(get_sqlstate(error))
         if error.connection_invalidated:
             said = advice.CONNECTION_LOST
         if said:
@@ -96,13 +97,20 @@ def describe_error(error: BaseException) -> str:
     return f"{name}: {error}" if str(error) else name
 
 
-def describe_import_error(error: Exception, path: Path) -> str:
-    """Return file, line and cause of an error that importing the file at `path` raised."""
+def describe_import_error(error: Exception, path: Path, shown: Path | None = None) -> str:
+    """Return file, line and cause of an error that importing the file at `path` raised.
+
+    Args:
+        error: what was raised.
+        path: the file.
+        shown: its path in the message; by default relative to its project.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     if isinstance(error, SyntaxError) and error.filename == str(path):
         lines = [error.lineno]
-    place = f"{short_path(path)}:{lines[-1]}" if lines else str(short_path(path))
+    shown = shown or short_path(path)
+    place = f"{shown}:{lines[-1]}" if lines else str(shown)
     return f"{place}: {type(error).__name__}: {error}"
 
 

@@ -32,18 +32,18 @@ from alembic_safety.backup.files import Backup, find_backup, format_size, list_b
 from alembic_safety.backup.restore import restore
 from alembic_safety.backup.swap import RestoreError
 from alembic_safety.boundary import describe_error
-from alembic_safety.check.checks import Outcome, run_checks
+from alembic_safety.check.gate import Outcome, run_checks
 from alembic_safety.config import make_config
 from alembic_safety.database import history
 from alembic_safety.database.connection import create_engine
 from alembic_safety.database.pooler import connect_directly, refuse_transaction_pooler
 from alembic_safety.errors import ClientProgramError, MigrationError, NotConfirmedError
 from alembic_safety.options import BackupKind
-from alembic_safety.plan.planner import Request, make_plan
+from alembic_safety.plan.planner import PlanOptions, make_plan
 from alembic_safety.plan.report import Format, render
 from alembic_safety.project import Project
 from alembic_safety.run.confirm import confirm
-from alembic_safety.source.revision_files import rebase
+from alembic_safety.source.rebase import rebase
 from alembic_safety.state import Revisions, SchemaReader, SchemaState, State
 
 T = TypeVar("T")
@@ -319,14 +319,14 @@ async def _ended_in_order(work: Coroutine[Any, Any, T]) -> T:
 def _plan(project: Project, given: argparse.Namespace) -> int:
     # What Alembic says of the copy would stand between the lines of the plan.
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    request = Request(
+    options = PlanOptions(
         start=given.start,
         target=given.to,
         with_data=given.with_data,
         deployed=given.deployed,
         base=given.base,
     )
-    planning = make_plan(project, request)
+    planning = make_plan(project, options)
     # What revisions print does not stand in the plan, which a program may read.
     with redirect_stdout(sys.stderr):
         plan = asyncio.run(_ended_in_order(planning))

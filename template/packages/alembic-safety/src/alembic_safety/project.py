@@ -1,6 +1,5 @@
 """An Alembic project, as its migrations/env.py describes it."""
 
-import importlib
 import os
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from alembic_safety.boundary import migration_errors
 from alembic_safety.config import AlembicConfig, make_config, toml_file
 from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import AlembicConfigError, MigrationError
+from alembic_safety.metadata import load_metadata
 from alembic_safety.options import SafetyOptions
 
 _RECEIVER = "alembic_safety_receiver"
@@ -160,14 +160,8 @@ class Project:
                 f"{self.toml_file}: [tool.alembic.safety]: metadata: missing; where the models are, "
                 'such as "shop.models:Base.metadata"'
             )
-        module, _, path = place.partition(":")
         with self._readable_errors():
-            found: object = importlib.import_module(module)
-            for name in path.split("."):
-                found = getattr(found, name)
-            if callable(found):
-                found = found()
-        return found if isinstance(found, list) else [found]  # type: ignore[list-item]
+            return load_metadata(place)
 
     def make_config(self, **attributes: object) -> Config:
         """Return a new configuration of Alembic for this project, with these attributes only."""

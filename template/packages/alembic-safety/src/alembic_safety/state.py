@@ -23,7 +23,7 @@ from alembic_safety.config import make_config
 from alembic_safety.database.history import TABLE, Direction
 from alembic_safety.errors import DatabaseUnavailableError
 from alembic_safety.run.indexes import COUNT_INVALID
-from alembic_safety.sql import INSUFFICIENT_PRIVILEGE, UNDEFINED_TABLE, sqlstate
+from alembic_safety.sql import SQLState, get_sqlstate
 
 logger = logging.getLogger(__name__)
 
@@ -251,7 +251,7 @@ class SchemaReader:
             async with self._engine.connect() as connection:
                 return await self._ask_on(connection)
         except DBAPIError as error:
-            if sqlstate(error) == UNDEFINED_TABLE:
+            if get_sqlstate(error) == SQLState.UNDEFINED_TABLE:
                 return self._revisions.state((), versioned=False)
             return SchemaState.unreachable(describe_error(error))
         except (DatabaseUnavailableError, PoolTimeoutError) as error:
@@ -261,11 +261,11 @@ class SchemaReader:
         try:
             row = dict((await connection.execute(_READ_ALL)).mappings().one())
         except DBAPIError as error:
-            code = sqlstate(error)
-            if code not in {UNDEFINED_TABLE, INSUFFICIENT_PRIVILEGE}:
+            code = get_sqlstate(error)
+            if code not in {SQLState.UNDEFINED_TABLE, SQLState.INSUFFICIENT_PRIVILEGE}:
                 raise
             await connection.rollback()
-            if code == INSUFFICIENT_PRIVILEGE and not self._said:
+            if code == SQLState.INSUFFICIENT_PRIVILEGE and not self._said:
                 self._said = True
                 logger.warning("the history of migrations can't be read: %s", error.orig)
             return self._revisions.state(await connection.scalars(_READ_CURRENT))

@@ -12,7 +12,7 @@ from alembic_safety.backup.same_server import psql_next_to
 from alembic_safety.database.maintenance import maintenance_url
 from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import ClientProgramError
-from alembic_safety.sql import IDENTIFIER, quote
+from alembic_safety.sql import IDENTIFIER, quote_identifier
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Archive:
         text = "\n".join(line for line in lines if not line.startswith(unwanted))
 
         def renamed(match: re.Match[str]) -> str:
-            return match["statement"] + quote(target) if match["statement"] else match[0]
+            return match["statement"] + quote_identifier(target) if match["statement"] else match[0]
 
         return _NAMES_THE_DATABASE.sub(renamed, text)
 

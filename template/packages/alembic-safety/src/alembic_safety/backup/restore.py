@@ -20,7 +20,6 @@ from alembic_safety.backup.dump import check_readable, server_major
 from alembic_safety.backup.files import Backup, format_size
 from alembic_safety.backup.same_server import require_same_server
 from alembic_safety.backup.swap import (
-    LONGEST_NAME,
     RestoreError,
     refuse_while_migrating,
     stamped_name,
@@ -30,12 +29,15 @@ from alembic_safety.database.maintenance import maintenance, maintenance_url
 from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import ClientProgramError
 from alembic_safety.options import BackupKind
-from alembic_safety.sql import DUPLICATE_DATABASE, quote, sqlstate
+from alembic_safety.sql import LONGEST_IDENTIFIER, SQLState, get_sqlstate, quote_identifier
 
 logger = logging.getLogger(__name__)
 
-# invalid_parameter_value, wrong_object_type, feature_not_supported: of a locale
-_NO_SUCH_LOCALE = {"22023", "42809", "0A000"}
+_NO_SUCH_LOCALE = {
+    SQLState.INVALID_PARAMETER_VALUE,
+    SQLState.WRONG_OBJECT_TYPE,
+    SQLState.FEATURE_NOT_SUPPORTED,
+}
 
 _ENCODING = re.compile(r"ENCODING = '\w+'")
 
@@ -63,8 +65,8 @@ async def restore(
         )
     stamp = datetime.now(UTC) if replace else backup.taken_at
     target = into or stamped_name(backup.database, "restored", stamp)
-    if len(target.encode()) > LONGEST_NAME:
-        raise RestoreError(f"{target}: longer than the {LONGEST_NAME} bytes of a name")
+    if len(target.encode()) > LONGEST_IDENTIFIER:
+        raise RestoreError(f"{target}: longer than the {LONGEST_IDENTIFIER} bytes of a name")
     async with maintenance(url) as server:
         if replace:
             await refuse_while_migrating(server, url.database)
@@ -122,7 +124,9 @@ async def _fill(server: AsyncConnection, dump: Archive, target: str, *, owners: 
     try:
         await asyncio.to_thread(dump.restore_into, target, script, owners=owners)
     except BaseException as error:
-        await server.exec_driver_sql(f"DROP DATABASE IF EXISTS {quote(target)} WITH (FORCE)")
+        await server.exec_driver_sql(
+            f"DROP DATABASE IF EXISTS {quote_identifier(target)} WITH (FORCE)"
+        )
         if not (owners and isinstance(error, ClientProgramError)):
             raise
         logger.warning("trying without owners and privileges, as they can't be set: %s", error)
@@ -133,12 +137,14 @@ async def _fill(server: AsyncConnection, dump: Archive, target: str, *, owners: 
 async def _create(server: AsyncConnection, script: str, target: str) -> None:
     """Create the database as the dump's script does, in the server's locale if need be."""
     found = CREATE_DATABASE.search(script)
-    statement = found[0] if found else f"CREATE DATABASE {quote(target)} TEMPLATE template0"
+    statement = (
+        found[0] if found else f"CREATE DATABASE {quote_identifier(target)} TEMPLATE template0"
+    )
     try:
         await server.exec_driver_sql(statement)
     except DBAPIError as error:
-        state = sqlstate(error)
-        if state == DUPLICATE_DATABASE:
+        state = get_sqlstate(error)
+        if state == SQLState.DUPLICATE_DATABASE:
             raise RestoreError(
                 f"there is a database {target} already; name another one (DATABASE=...), or drop it"
             ) from error
@@ -153,5 +159,5 @@ async def _create(server: AsyncConnection, script: str, target: str) -> None:
         )
         encoding = _ENCODING.search(statement)
         await server.exec_driver_sql(
-            f"CREATE DATABASE {quote(target)} TEMPLATE template0 {encoding[0] if encoding else ''}"
+            f"CREATE DATABASE {quote_identifier(target)} TEMPLATE template0 {encoding[0] if encoding else ''}"
         )

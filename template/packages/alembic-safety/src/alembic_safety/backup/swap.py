@@ -14,13 +14,11 @@ from alembic_safety.database.lock import lock_holder
 from alembic_safety.database.maintenance import maintenance
 from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import DatabaseUnavailableError, MigrationError
-from alembic_safety.sql import OBJECT_IN_USE, quote, sqlstate
+from alembic_safety.sql import LONGEST_IDENTIFIER, SQLState, get_sqlstate, quote_identifier
 
 logger = logging.getLogger(__name__)
 
 _TICK = 0.1
-LONGEST_NAME = 63
-"""Bytes of an identifier: NAMEDATALEN - 1."""
 
 _EXISTS = text("SELECT 1 FROM pg_database WHERE datname = :name")
 _TERMINATE = text(
@@ -36,7 +34,7 @@ class RestoreError(MigrationError):
 async def swap(server: AsyncConnection, url: DatabaseURL, restored: str) -> str:
     """Put `restored` in the place of the present database; return the name that it then has."""
     present = url.database
-    rename = f"ALTER DATABASE {quote(restored)} RENAME TO {quote(present)}"
+    rename = f"ALTER DATABASE {quote_identifier(restored)} RENAME TO {quote_identifier(present)}"
     if not await server.scalar(_EXISTS, {"name": present}):
         await server.exec_driver_sql(rename)
         return present
@@ -46,12 +44,14 @@ async def swap(server: AsyncConnection, url: DatabaseURL, restored: str) -> str:
         # is not committed, the server takes back, whatever happens to this process.
         await server.exec_driver_sql("BEGIN")
         async with _sessions_ended(url):
-            await server.exec_driver_sql(f"ALTER DATABASE {quote(present)} RENAME TO {quote(kept)}")
+            await server.exec_driver_sql(
+                f"ALTER DATABASE {quote_identifier(present)} RENAME TO {quote_identifier(kept)}"
+            )
         await server.exec_driver_sql(rename)
         await server.exec_driver_sql("COMMIT")
     except (DBAPIError, RestoreError) as error:
         reason = f"{error.orig}" if isinstance(error, DBAPIError) else str(error)
-        if sqlstate(error) == OBJECT_IN_USE:
+        if get_sqlstate(error) == SQLState.OBJECT_IN_USE:
             reason += "; stop what uses it"
         raise RestoreError(
             f"the database {present} could not be replaced, and is as it was; the backup is in "
@@ -95,4 +95,4 @@ async def refuse_while_migrating(server: AsyncConnection, database: str) -> None
 def stamped_name(database: str, what: str, moment: datetime) -> str:
     """Return `<database>_<what>_<time>`, the database's name cut where that is too long."""
     tail = f"_{what}_{moment:%Y%m%d_%H%M%S}"
-    return database.encode()[: LONGEST_NAME - len(tail)].decode(errors="ignore") + tail
+    return database.encode()[: LONGEST_IDENTIFIER - len(tail)].decode(errors="ignore") + tail

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from alembic_safety.database.statements import watched_statements
-from alembic_safety.sql import UNDEFINED_TABLE, sqlstate
+from alembic_safety.sql import SQLState, get_sqlstate
 
 TABLE = "alembic_version_history"
 
@@ -130,7 +130,7 @@ def read(connection: Connection) -> list[Entry]:
     try:
         rows = connection.execute(_SELECT).mappings().all()
     except DBAPIError as error:
-        if sqlstate(error) != UNDEFINED_TABLE:
+        if get_sqlstate(error) != SQLState.UNDEFINED_TABLE:
             raise
         connection.rollback()
         return []

@@ -1,4 +1,4 @@
-"""The copy that a plan is rehearsed on: made, and always dropped again."""
+"""Scratch copies: temporary databases that plans are rehearsed on."""
 
 import asyncio
 import logging
@@ -12,75 +12,86 @@ from pathlib import Path
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
 
 from alembic_safety.backup.clients import find_client, run_client
 from alembic_safety.backup.dump import server_major
-from alembic_safety.backup.restore import RestoreError, maintenance, quote, restore_file
+from alembic_safety.backup.restore import restore_file
+from alembic_safety.backup.swap import RestoreError
+from alembic_safety.boundary import describe_error
+from alembic_safety.database.connection import create_engine
+from alembic_safety.database.maintenance import maintenance
 from alembic_safety.database.url import DatabaseURL
-from alembic_safety.errors import MigrationError, describe_error
-from core import embedded_postgres
-from core.config import get_settings
-from core.database import DatabaseUnavailableError, create_engine
-from core.embedded_postgres import EmbeddedPostgresError
+from alembic_safety.errors import (
+    DatabaseUnavailableError,
+    EmbeddedPostgresError,
+    MigrationError,
+)
+from alembic_safety.project import Project, Target
+from alembic_safety.sql import quote_identifier
 
 logger = logging.getLogger(__name__)
 
 _SUFFIX_BYTES = 4
 _LONGEST_STEM = 40
-_PATIENCE = 10.0
+_DROP_TIMEOUT = 10.0
+"""Seconds to wait for a server that restarts."""
 _PAUSE = 0.5
-"""Seconds: how long a server that restarts is waited for, and between two tries."""
+"""Seconds between two tries."""
 
 
 class ScratchError(MigrationError):
-    """No copy could be made. The message says why."""
+    """A scratch copy could not be made or dropped. The message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scratch:
-    """A copy, and where it is."""
+    """A scratch copy."""
 
     url: DatabaseURL
     server: str
+    """The server, in words."""
     shared: bool
-    """Whether the server is the live one: what is for all of a server must not run there."""
+    """Whether it is on the live server, where no statement on shared objects may run."""
 
 
 @asynccontextmanager
 async def scratch(
-    live: DatabaseURL, revisions: Sequence[str], *, with_data: bool, empty: bool
+    project: Project, revisions: Sequence[str], *, with_data: bool, empty: bool
 ) -> AsyncIterator[Scratch]:
-    """Make a database with the schema of `live`, at its revision; drop it at the end.
+    """Copy the schema of the database, with its revisions; drop the copy at the end.
 
-    It is made on the server of `PLAN_DATABASE_URL`, or else on that of `live`, or else on the
-    project's own.
+    The copy is made on the server of the target's `plan_url`. Without that, it is made on the
+    database's server, or on the scratch server if that does not permit it.
 
     Args:
-        live: the database; it is only read.
-        revisions: where it is.
-        with_data: copy its rows, too.
-        empty: make an empty one instead.
+        project: whose database is copied; it is only read.
+        revisions: its current revisions.
+        with_data: whether to copy the rows, too.
+        empty: whether to make an empty database instead.
 
     Raises:
-        ScratchError: none could be made anywhere.
-        ClientProgramError: `live` can't be dumped.
+        ScratchError: no server permits it, or the copy can't be dropped.
+        ClientProgramError: the database can't be dumped.
     """
+    target = project.target
+    live = target.url
     stem = live.database.encode()[:_LONGEST_STEM].decode(errors="ignore")
     name = f"{stem}_plan_{secrets.token_hex(_SUFFIX_BYTES)}"
     try:
         temporary = tempfile.TemporaryDirectory()
     except OSError as error:
-        raise ScratchError(f"there is no folder for the dump (TMPDIR): {error}") from error
+        raise ScratchError(
+            f"no temporary folder can be made for the dump (TMPDIR): {error}"
+        ) from error
     with temporary as folder:
         file = None
         if not empty:
             file = Path(folder) / "live.dump"
             await _dump(live, file, with_data=with_data)
-        server, where = await _make(live, name, file, with_data=with_data)
+        server, where = await _make(target, name, file, with_data=with_data)
     try:
         url = server.with_database(name)
-        if not (empty or with_data):  # rows of Alembic's table come along with the others
+        if not (empty or with_data):  # a copy with data has the rows of Alembic's table
             await _stamp(url, revisions)
         yield Scratch(url=url, server=where, shared=server is live)
     finally:
@@ -93,7 +104,7 @@ async def scratch(
 
 
 async def _dump(live: DatabaseURL, file: Path, *, with_data: bool) -> None:
-    engine = create_engine(live, poolclass=NullPool)
+    engine = create_engine(live)
     async with engine.connect() as connection:
         major = await connection.run_sync(server_major)
     await engine.dispose()
@@ -103,7 +114,7 @@ async def _dump(live: DatabaseURL, file: Path, *, with_data: bool) -> None:
         "--no-password",
         f"--file={file}",
         f"--dbname={live.without_password}",
-        # A copy that subscribes would take the rows away from the live database.
+        # A copy that subscribes would take rows away from the live database.
         "--no-publications",
         "--no-subscriptions",
         *([] if with_data else ["--schema-only"]),
@@ -112,34 +123,36 @@ async def _dump(live: DatabaseURL, file: Path, *, with_data: bool) -> None:
 
 
 async def _make(
-    live: DatabaseURL, name: str, file: Path | None, *, with_data: bool
+    target: Target, name: str, file: Path | None, *, with_data: bool
 ) -> tuple[DatabaseURL, str]:
-    """Make the database where it can be; return the server's address, and words for it."""
-    planned = get_settings().plan_database_url
-    server = planned or live
+    """Make the database; return its server's address, and the server in words."""
+    planned = target.plan_url
+    server = planned or target.url
     try:
-        # A table that was never analyzed is taken for one with rows, one that was for an empty one,
-        # which is always read to its end.
+        # Without rows, ANALYZE would make the planner scan every table instead of using indexes.
         await restore_file(server, file, name, analyze=with_data)
     except (DatabaseUnavailableError, RestoreError) as error:
         if planned is not None:
             raise ScratchError(f"PLAN_DATABASE_URL: {error}") from error
-        refused = error
+        refused: Exception = error
     else:
         return server, "PLAN_DATABASE_URL's server" if planned else "the same server"
+    message = (
+        f"{refused}\nA plan is rehearsed on a copy of the schema: let this user make databases "
+        "(ALTER ROLE ... CREATEDB), or set PLAN_DATABASE_URL to a server where it may."
+    )
+    if target.scratch_server is None:
+        raise ScratchError(message) from refused
     try:
-        own = await asyncio.to_thread(embedded_postgres.start, "postgres")
+        own = await asyncio.to_thread(target.scratch_server)
     except EmbeddedPostgresError as error:
-        raise ScratchError(
-            f"{refused}\nA plan is rehearsed on a copy of the schema: let this user make databases "
-            "(ALTER ROLE ... CREATEDB), or set PLAN_DATABASE_URL to a server where it may."
-        ) from error
+        raise ScratchError(message) from error
     await restore_file(own, file, name, analyze=with_data)
     return own, "the project's own server"
 
 
 async def _stamp(url: DatabaseURL, revisions: Sequence[str]) -> None:
-    engine = create_engine(url, poolclass=NullPool)
+    engine = create_engine(url)
     async with engine.begin() as connection:
         for revision in revisions:
             await connection.execute(
@@ -149,8 +162,8 @@ async def _stamp(url: DatabaseURL, revisions: Sequence[str]) -> None:
 
 
 async def _drop(server: DatabaseURL, name: str) -> None:
-    statement = f"DROP DATABASE IF EXISTS {quote(name)} WITH (FORCE)"
-    until = time.monotonic() + _PATIENCE
+    statement = f"DROP DATABASE IF EXISTS {quote_identifier(name)} WITH (FORCE)"
+    until = time.monotonic() + _DROP_TIMEOUT
     while True:
         try:
             async with maintenance(server) as connection:

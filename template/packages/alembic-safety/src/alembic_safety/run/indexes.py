@@ -13,13 +13,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from alembic_safety.errors import MigrationError
-from alembic_safety.sql import (
-    IDENTIFIER,
-    LEADING,
-    LOCK_NOT_AVAILABLE,
-    QUALIFIED,
-    sqlstate,
-)
+from alembic_safety.sql import IDENTIFIER, LEADING, QUALIFIED, SQLState, get_sqlstate
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +180,7 @@ class ConcurrentIndexes:
         try:
             planned = build.describe(self._connection)
         except DBAPIError as error:
-            if sqlstate(error) == LOCK_NOT_AVAILABLE:
+            if get_sqlstate(error) == SQLState.LOCK_NOT_AVAILABLE:
                 raise
             return None  # PostgreSQL says it again, of the statement itself
         found = self._find(planned.name, build.table) if planned else None
@@ -231,7 +225,7 @@ class ConcurrentIndexes:
         try:
             return build.describe(self._connection)
         except DBAPIError as error:
-            if sqlstate(error) == LOCK_NOT_AVAILABLE:
+            if get_sqlstate(error) == SQLState.LOCK_NOT_AVAILABLE:
                 raise
             raise ConflictingObjectError(
                 f"the index {found.name} of {found.table} exists and can't be compared with the "

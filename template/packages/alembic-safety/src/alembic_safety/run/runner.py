@@ -27,9 +27,10 @@ from alembic_safety.run import steps
 from alembic_safety.run.blockers import Blockers
 from alembic_safety.run.confirm import confirm_downgrade
 from alembic_safety.run.indexes import invalid_indexes
+from alembic_safety.run.observer import get_observer
 from alembic_safety.run.resume import Resumption
 from alembic_safety.run.retry import pause_or_give_up
-from alembic_safety.sql import LOCK_NOT_AVAILABLE, sqlstate
+from alembic_safety.sql import SQLState, get_sqlstate
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +215,7 @@ class _Run:
                 with self._span:
                     context.run_migrations()
             except DBAPIError as error:
-                if sqlstate(error) != LOCK_NOT_AVAILABLE or self.own is None:
+                if get_sqlstate(error) != SQLState.LOCK_NOT_AVAILABLE or self.own is None:
                     raise
                 # What the try set and made may be undone.
                 self._timeouts, self.history.is_ready = None, False
@@ -232,8 +233,8 @@ class _Run:
     def _before(self, step: Any) -> None:
         revision = getattr(step, "revision", None)
         self.migrations.opts[RUNNING] = getattr(revision, "revision", "")
-        if revision is not None and (recorder := context.config.attributes.get("recorder")):
-            recorder.begin(revision.revision)
+        if revision is not None and (observer := get_observer(context.config)):
+            observer.begin(revision.revision)
         self.resumption.indexes.forget()
         self._set_timeouts(getattr(revision, "module", None))
         self._started = time.monotonic()
@@ -254,8 +255,8 @@ class _Run:
 
     def _applied(self, *, step: MigrationInfo, **_: Any) -> None:
         """Record a revision; Alembic calls this in its transaction, before the commit."""
-        if recorder := context.config.attributes.get("recorder"):
-            recorder.end()
+        if observer := get_observer(context.config):
+            observer.end()
         self.resumption.indexes.check()
         direction = steps.direction(step)
         seconds = time.monotonic() - self._started

@@ -1,1 +1,1 @@
-"""Revisions as files, in this checkout and in git."""
+"""The project's sources: revisions as files, other branches, and the models of other commits."""
