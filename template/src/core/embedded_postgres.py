@@ -64,8 +64,8 @@ def _embedded() -> Iterator[Any]:
 
 def _with_advice(message: str) -> str:
     return (
-        f"{message} Set DATABASE_URL=postgresql://user:password@host:5432/database, in .env for "
-        "example, to use another server."
+        f"{message.removesuffix('.')}. Set DATABASE_URL=postgresql://user:password@host:5432/database, "
+        "in .env for example, to use another server."
     )
 
 

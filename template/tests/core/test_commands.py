@@ -241,7 +241,7 @@ def test_a_folder_of_somebody_else_is_named(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(EmbeddedPostgresError, match=r"belongs to the user .* set DATABASE_URL"):
+    with pytest.raises(EmbeddedPostgresError, match=r"belongs to the user .* Set DATABASE_URL"):
         embedded_postgres.start("app", home=tmp_path / ".postgres")
 
 

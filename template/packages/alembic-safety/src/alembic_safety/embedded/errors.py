@@ -43,6 +43,6 @@ def _closed_folder(path: Path) -> str:
     found = closed.stat()
     return (
         f"{closed} belongs to the user {user_name(found.st_uid)} "
-        f"(mode {stat.S_IMODE(found.st_mode):04o}). Run as that user, or let it open or delete "
-        "the folder."
+        f"(mode {stat.S_IMODE(found.st_mode):04o}). Run as that user, or have that user open or "
+        "delete the folder."
     )
