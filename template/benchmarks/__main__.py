@@ -21,13 +21,13 @@ from pathlib import Path
 import httpx
 import psycopg
 from core.database_url import DatabaseURL
+from core.embedded_postgres import EmbeddedPostgresError
 from core.migrations.errors import MigrationError
 from core.migrations.git import find_commit, open_archive
 
 from benchmarks.load import Load, Request, Result
 from benchmarks.server import Server, ServerError, serving
 from core.config import Environment, SettingsError, get_settings
-from core.embedded_postgres import EmbeddedPostgresError
 from core.project import ROOT, load_project
 
 LIVE = "GET /health/live"

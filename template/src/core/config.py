@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, InstanceOf, ValidationError, model_
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from alembic_safety.database.url import DatabaseURL
+from alembic_safety.errors import EmbeddedPostgresError
 from core.project import ROOT, load_project
 
 
@@ -18,9 +19,15 @@ def start_own_server(database: str = "postgres") -> DatabaseURL:
     Raises:
         EmbeddedPostgresError: it can't run here; the message says what to do.
     """
-    from core import embedded_postgres  # noqa: PLC0415 - production never imports it
+    from alembic_safety import embedded  # noqa: PLC0415 - production never imports it
 
-    return embedded_postgres.start(database)
+    try:
+        return DatabaseURL.parse(embedded.start(ROOT / ".postgres", database))
+    except EmbeddedPostgresError as error:
+        raise EmbeddedPostgresError(
+            f"{str(error).removesuffix('.')}. To use another server, set "
+            "DATABASE_URL=postgresql://user:password@host:5432/database, in .env for example."
+        ) from None
 
 
 class Environment(StrEnum):

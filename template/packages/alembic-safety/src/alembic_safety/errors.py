@@ -18,7 +18,7 @@ class ClientProgramError(MigrationError):
 
 
 class EmbeddedPostgresError(MigrationError):
-    """The embedded server can't run here. The message says why, and what to do."""
+    """The embedded server can't run here. The message is one line and says what to do."""
 
 
 class NotConfirmedError(MigrationError):
