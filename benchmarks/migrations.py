@@ -77,38 +77,41 @@ TARGET_METADATA = "from core.models import import_models\ntarget_metadata = impo
 WITHOUT = {
     "the lock": """
         from contextlib import nullcontext
-        from core.migrations import runner
+        from alembic_safety.run import runner
         runner.migration_lock = lambda *_, **__: nullcontext()
     """,
     "timeouts": """
-        from core.migrations import runner
-        runner.set_timeouts = lambda *_: ()
+        from alembic_safety import environment
+        from alembic_safety.run import runner
+        environment.set_timeouts = runner.set_timeouts = lambda *_: ()
     """,
-    "the record": """
-        from core.migrations import record, runner
+    "the history": """
+        from alembic_safety.database import history
+        from alembic_safety.run import runner
         set_timeouts = runner.set_timeouts
         runner.set_timeouts = lambda *given: set_timeouts(*given) and ()
-        record.Record.write = lambda *_: ()  # what the timeouts are compared with
+        history.History.write = lambda *_: ()  # the runner compares timeouts with it
     """,
     "the look for blockers": """
         from contextlib import nullcontext
-        from core.migrations.blockers import Blockers
+        from alembic_safety.run.blockers import Blockers
         Blockers.watched = lambda *_: nullcontext()
     """,
     "the look for a pooler": """
-        from core.migrations import pooler
+        from alembic_safety.database import pooler
         async def nothing(*_): pass
         pooler._refuse_transaction_pooler = nothing
     """,
     "checks of indexes": """
         from contextlib import nullcontext
-        from core.migrations import indexes, runner
-        indexes.ConcurrentIndexes.watched = lambda _: nullcontext()
+        from alembic_safety.run import resume, runner
+        resume.Resumption.active = lambda _: nullcontext()
         runner.invalid_indexes = lambda _: []
     """,
     "checked options": """
-        from core.migrations import config
-        config.load_alembic_config = lambda *_, **__: config.AlembicConfig()
+        from alembic_safety import project
+        project.Project.config = project.AlembicConfig()
+        project.Project.options = project.SafetyOptions()
     """,
 }
 """Each safety measure, and what replaces it by nothing before env.py runs."""
@@ -139,7 +142,7 @@ class _Side:
         self.environment_file = folder.path / "migrations" / "env.py"
         self.url = database_url(server, self._name)
         self._any_url = database_url(server, "postgres")
-        find = "from core.postgres_client import find_client; print(find_client('psql', None))"
+        find = "from alembic_safety.backup.clients import find_client; print(find_client('psql', None))"
         self._psql = server.run(server.python, "-c", find).strip()
 
     def python(self, *arguments: str) -> Sample:
@@ -238,7 +241,7 @@ def _from_empty(bench: Benchmark, sides: Mapping[str, _Side], number: int) -> No
 
 def _nothing_to_do(bench: Benchmark, sides: Mapping[str, _Side], number: int) -> None:
     """Measure what only asks, of a database that is at head."""
-    status = ("-m", "core.migrations", "status")
+    status = ("-m", "alembic_safety", "status")
     for name, arguments, ours, at_most in (
         ("upgrade head, nothing to do", UPGRADE, UPGRADE, 1.15),
         ("current", CURRENT, CURRENT, 1.15),

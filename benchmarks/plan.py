@@ -44,7 +44,7 @@ def downgrade() -> None:
 EMPTY_COPY = dedent("""
     import subprocess, tempfile
     from core.config import get_settings
-    from core.postgres_client import find_client
+    from alembic_safety.backup.clients import find_client
 
     url = get_settings().url
     psql, dump, restore = (find_client(name, url) for name in ("psql", "pg_dump", "pg_restore"))
@@ -79,7 +79,7 @@ def measure(bench: Benchmark, project: Folder) -> None:
         return Sample(copied + run.value, run.memory)
 
     def rehearse() -> Sample:
-        return project.measure("-m", "core.migrations", "plan", allowed=UNSAFE)
+        return project.measure("-m", "alembic_safety", "plan", allowed=UNSAFE)
 
     with revisions(project, texts):
         project.run(project.python, "-m", "alembic", "upgrade", "tables")

@@ -252,9 +252,9 @@ def test_the_image_migrates_with_a_backup_in_prod(
     container.run(*upgrade, env=shop.settings)
     [backup] = (container.tree / "backups").glob("*.dump")
     assert backup.name.startswith("shop_base_")
-    status = container.run("python", "-m", "core.migrations", "status", env=shop.settings)
+    status = container.run("python", "-m", "alembic_safety", "status", env=shop.settings)
     assert "at head" in status.stdout
-    listed = container.run("python", "-m", "core.migrations", "backups", env=shop.settings)
+    listed = container.run("python", "-m", "alembic_safety", "backups", env=shop.settings)
     assert backup.name in listed.stdout
     with shop.connect() as connection:
         versions = connection.execute("SELECT DISTINCT code_version FROM alembic_version_history")

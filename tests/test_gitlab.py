@@ -395,7 +395,7 @@ def test_what_the_code_that_runs_does_not_use_may_go(
     done = runner.run("deploy", ref="main", expect=2)
     assert "breaks running code" in done.output
     # As if the commit before had been deployed meanwhile.
-    rolled_out = ["uv", "run", "python", "-m", "core.migrations", "rolled-out", before]
+    rolled_out = ["uv", "run", "python", "-m", "alembic_safety", "rolled-out", before]
     repository.run(*rolled_out, env={"PYTHONPATH": "src", "DATABASE_URL": database_url.libpq})
     runner.run("deploy", ref="main")
     assert current(database) == "aaaa00000001"

@@ -196,7 +196,7 @@ def write(
 
 
 def plan(project: Project, *arguments: str, expect: int) -> str:
-    command = ["uv", "run", "python", "-m", "core.migrations", "plan", *arguments]
+    command = ["uv", "run", "python", "-m", "alembic_safety", "plan", *arguments]
     done = project.run(*command, expect=expect, env={"PYTHONPATH": "src"})
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr
@@ -287,7 +287,7 @@ SLEEP = "SELECT pg_sleep(60)"
 
 def start_plan(project: Project) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        ["uv", "run", "python", "-m", "core.migrations", "plan"],
+        ["uv", "run", "python", "-m", "alembic_safety", "plan"],
         cwd=project.path,
         env={**project.environment, "PYTHONPATH": "src"},
         stdout=subprocess.PIPE,
@@ -396,7 +396,7 @@ def test_a_full_disk_is_said_and_nothing_is_left(
     before = databases(database)
     write(migrated, INDEX)
     python = f"{migrated.environment['UV_PROJECT_ENVIRONMENT']}/bin/python"
-    command = f"{mount} && exec '{python}' -m core.migrations plan --with-data"
+    command = f"{mount} && exec '{python}' -m alembic_safety plan --with-data"
     environment = {"PYTHONPATH": "src", "TMPDIR": str(small)}
     done = migrated.run("unshare", "--mount", "sh", "-c", command, expect=1, env=environment)
     assert "No space left on device" in done.stderr
