@@ -160,6 +160,13 @@ async def test_without_a_host_both_look_for_a_socket_in_the_same_folders() -> No
     assert url.libpq == f"postgresql://u@/app?host={','.join(folders)}&port=5432"
 
 
+def test_a_wrong_port_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPORT", "postgres")
+    with pytest.raises(ValueError, match="PGPORT, that is not a number"):
+        DatabaseURL.parse("postgresql://u@db/app")
+    assert DatabaseURL.parse("postgresql://u@db:1/app").hosts == (("db", 1),)
+
+
 def test_the_user_s_name_is_the_same_to_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGNAME", "somebody")  # libpq would take the name of the process's user
     url = DatabaseURL.parse("postgresql://db/app")

@@ -265,7 +265,7 @@ def _for_each(hosts: list[str], lists: list[str]) -> list[list[str]]:
         for port in filter(None, ports):
             if not (port.isascii() and port.isdigit() and 0 < int(port) <= _LARGEST_PORT):
                 raise ValueError(
-                    "has a port that is not a number from 1 to 65535; "
+                    "has a port, or takes one from PGPORT, that is not a number from 1 to 65535; "
                     "in a password, write : as %3A, / as %2F and @ as %40"
                 )
         if len(ports) not in {1, len(hosts)}:
