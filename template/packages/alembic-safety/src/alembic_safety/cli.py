@@ -95,7 +95,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         project = Project.load(make_config(Path.cwd()))
-        project.options, project.target  # noqa: B018 - a wrong one is said by every command
         code: int = given.run(project, given)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)

@@ -72,13 +72,19 @@ class Project:
 
     @classmethod
     def load(cls, config: Config) -> "Project":
-        """Return the project that env.py of `config` describes; nothing of it is run.
+        """Return the project that env.py of `config` describes, with its options and target.
 
         Raises:
-            MigrationError: env.py can't be run, or does not call `run_migrations`.
+            MigrationError: env.py can't be run or does not call `run_migrations`, or an option or a
+                setting is wrong.
         """
         found: list[Project] = []
-        config.attributes[_RECEIVER] = found.append
+
+        def receive(project: Project) -> None:
+            project.options, project.target  # noqa: B018 - they may use Alembic's context
+            found.append(project)
+
+        config.attributes[_RECEIVER] = receive
         try:
             with migration_errors():
                 script = ScriptDirectory.from_config(config)
