@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import alembic_safety
 import psycopg
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from psycopg import sql
 from psycopg.rows import TupleRow
 
-from alembic_safety.config import PYPROJECT
 from core.project import ROOT, load_project
 
 Connection = psycopg.Connection[TupleRow]
@@ -44,8 +44,8 @@ def migrated_name(connection: Connection, config: Config, *, src: Path = ROOT / 
     """Return the name of the database that the migrations of `config` make on this server.
 
     It covers, by content: the folder of env.py and those of the revisions; `src/core`, and all of
-    `src` where one of those files imports more of it; pyproject.toml and alembic.ini; what makes
-    the database, in `tests`. And the versions of the server and of each installed package. It does
+    `src` where one of those files imports more of it; alembic-safety; pyproject.toml and
+    alembic.ini; what makes the database, in `tests`. And the versions of the server and of each installed package. It does
     not cover what a revision reads from elsewhere, variables of the environment for example.
     """
     script = ScriptDirectory.from_config(config)
@@ -56,9 +56,10 @@ def migrated_name(connection: Connection, config: Config, *, src: Path = ROOT / 
     others.add(b"models")  # of core, which has all tables
     imports_more = any(_imports(text, others) for text in contents.values())
     contents |= _read(src if imports_more else src / "core")
+    contents |= _read(Path(alembic_safety.__file__).parent)
     tests = Path(__file__).parent
     made_by = [Path(__file__), tests / "conftest.py", tests / "support.py"]
-    for file in (*made_by, PYPROJECT, ROOT / "alembic.ini"):
+    for file in (*made_by, ROOT / "pyproject.toml", ROOT / "alembic.ini"):
         if file.exists():
             contents[file] = file.read_bytes()
 
@@ -84,7 +85,9 @@ def _read(folder: Path) -> dict[Path, bytes]:
 
 
 def _imports(text: bytes, names: set[bytes]) -> bool:
-    return any(not names.isdisjoint(re.findall(rb"\w+", line)) for line in _IMPORT.findall(text))
+    # The apps' modules as names of their own, and `core.models`; not `core.apps`.
+    pattern = rb"(?<![\w.])\w+|(?<=core\.)models\b"
+    return any(not names.isdisjoint(re.findall(pattern, line)) for line in _IMPORT.findall(text))
 
 
 @contextmanager
