@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import alembic_safety
 import psycopg
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from psycopg import sql
 from psycopg.rows import TupleRow
 
+import alembic_safety
 from core.project import ROOT, load_project
 
 Connection = psycopg.Connection[TupleRow]

@@ -16,10 +16,10 @@ from tests.inside.servers import another_server, proxy
 from tests.inside.support import Project
 
 from alembic_safety import cli as migrations
+from alembic_safety.backup import clients as postgres_client
 from alembic_safety.backup.clients import ClientProgramError, find_client
 from alembic_safety.database.lock import lock_key
 from alembic_safety.database.url import DatabaseURL
-from core import postgres_client
 from core.config import get_settings
 
 NAME = re.compile(r"(?P<database>.+)_(?P<revision>\w+)_\d{8}T\d{6}Z(\.schema)?\.dump")

@@ -13,6 +13,7 @@ from tests.inside.support import Project
 from alembic_safety import cli as migrations
 from alembic_safety import project as safety
 from alembic_safety.check import gate, models
+from alembic_safety.config import make_config
 from alembic_safety.database.url import DatabaseURL
 from core.database import create_engine
 
@@ -256,10 +257,11 @@ def test_rebase_lets_new_revisions_follow_the_base(committed: Project, command: 
 
 async def test_models_that_differ_are_named(database_url: DatabaseURL) -> None:
     engine = create_engine(database_url, poolclass=NullPool)
+    loaded = safety.Project.load(make_config(ROOT))
     async with engine.connect() as connection:
         await connection.execute(text("CREATE TABLE nobodys (id int)"))
         await connection.commit()
-        problems = await connection.run_sync(models.compare_with_models)
+        problems = await connection.run_sync(models.compare_with_models, loaded)
     assert "remove table nobodys" in problems
     modified: list[tuple[object, ...]] = [
         ("modify_nullable", None, "users", "name", {}, True, False)

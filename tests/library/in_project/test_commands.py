@@ -14,7 +14,8 @@ import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from tests.inside.support import Project, run_alembic
+from tests.inside.support import Project
+from tests.support import run_alembic
 
 from alembic_safety import cli as migrations
 from alembic_safety import embedded
@@ -162,18 +163,22 @@ needs_wheel = pytest.mark.skipif(
 )
 
 
+def start(home: Path, database: str) -> DatabaseURL:
+    return DatabaseURL.parse(embedded.start(home, database))
+
+
 @needs_wheel
 def test_the_project_s_own_server_starts_once_and_stops(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     home = tmp_path_factory.mktemp("a project's folder") / ".postgres"
     try:
-        first = embedded.start(home, "it's")
-        assert embedded.start(home, "it's") == first
+        first = start(home, "it's")
+        assert start(home, "it's") == first
         asyncio.run(run_alembic(first, "upgrade", "head"))
         assert embedded.stop(home)
         assert not embedded.stop(home)
-        assert embedded.start(home, "it's") == first
+        assert start(home, "it's") == first
     finally:
         embedded.stop(home)
 
@@ -186,13 +191,13 @@ def test_a_copied_project_has_a_server_of_its_own(
     copy = original.parent / "copy of it"
     moved = original.parent / "moved"
     try:
-        first = embedded.start(original, "app")
+        first = start(original, "app")
         subprocess.run(["cp", "-rp", original, copy], check=True)
-        second = embedded.start(copy, "app")
+        second = start(copy, "app")
         assert first != second
         assert embedded.stop(copy)
         original.rename(moved)
-        third = embedded.start(moved, "app")
+        third = start(moved, "app")
         assert third != first
         assert embedded.stop(moved)
     finally:
@@ -206,9 +211,9 @@ def test_a_server_whose_socket_was_cleaned_away_is_started_anew(
 ) -> None:
     home = tmp_path_factory.mktemp("cleaned") / ".postgres"
     try:
-        url = embedded.start(home, "app")
+        url = start(home, "app")
         shutil.rmtree(url.hosts[0][0])
-        assert embedded.start(home, "app") == url
+        assert start(home, "app") == url
         shutil.rmtree(url.hosts[0][0])
         assert embedded.stop(home)
     finally:

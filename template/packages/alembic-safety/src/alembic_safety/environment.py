@@ -40,6 +40,7 @@ def run_migrations(
         target: returns the database. It is not called for `--sql`.
         readable: exceptions of the project whose messages are shown without a traceback.
     """
+    alembic_internals.check()
     config = context.config
     project = Project(config, load_config, target, readable, list(context.get_x_argument()))
     if project.hand_over():

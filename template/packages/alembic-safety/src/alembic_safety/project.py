@@ -13,7 +13,6 @@ from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData
 
-from alembic_safety import alembic_internals
 from alembic_safety.boundary import migration_errors
 from alembic_safety.config import AlembicConfig, make_config, toml_file
 from alembic_safety.database.url import DatabaseURL
@@ -122,7 +121,6 @@ class Project:
         Raises:
             AlembicConfigError: it can't be read, or a key is wrong.
         """
-        alembic_internals.check()
         try:
             return self._load_config()
         except tomllib.TOMLDecodeError as error:
@@ -171,7 +169,7 @@ class Project:
 
     def make_config(self, **attributes: object) -> Config:
         """Return a new configuration of Alembic for this project, with these attributes only."""
-        made = make_config(self.root, **attributes)
+        made = make_config(self.toml_file.parent, **attributes)
         for name in ("version_locations", "path_separator"):
             value = self._config.get_main_option(name)
             if value is not None and value != made.get_main_option(name):

