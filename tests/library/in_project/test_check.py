@@ -16,6 +16,7 @@ from alembic_safety.check import gate, models
 from alembic_safety.config import make_config
 from alembic_safety.database.url import DatabaseURL
 from core.database import create_engine
+from core.project import ROOT
 
 GIT = shutil.which("git") or ""
 needs_git = pytest.mark.skipif(not GIT, reason="git is not installed")
