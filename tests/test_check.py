@@ -80,7 +80,7 @@ def test_what_is_wrong_is_said_by_each_check_and_squawk_advises(repository: Proj
     assert ended["up, down, up"] == "ok"
     assert ended["squawk"] == "note"
     assert (
-        "aaaa00000001: blocks writes:users: an index is built under SHARE on users" in done.stdout
+        "aaaa00000001: blocks writes:users: an index of users is built under SHARE" in done.stdout
     )
     assert "aaaa00000001: require-concurrent-index-creation: " in done.stdout
     assert "remove index ix_name" in done.stdout
@@ -98,7 +98,7 @@ def test_a_revision_beside_one_that_was_merged_is_rebased(repository: Project) -
     repository.run("git", "merge", "--quiet", "--no-edit", "other")
     done = repository.make("migrate-check", expect=2)
     assert checks(done.stdout)["one head"] == checks(done.stdout)["descent"] == "FAIL"
-    assert "`make migrate-rebase` mends it" in done.stdout
+    assert "`make migrate-rebase` fixes it" in done.stdout
     assert "follows bbbb00000001 now" in repository.make("migrate-rebase").stdout
     assert set(checks(repository.make("migrate-check").stdout).values()) == {"ok"}
 
@@ -108,7 +108,7 @@ def test_an_edited_revision_is_found(repository: Project) -> None:
     released.write_text(released.read_text().replace("full_name", "fuller_name"))
     done = repository.make("migrate-check", expect=2)
     assert checks(done.stdout)["released revisions"] == "FAIL"
-    assert "does something else than in origin/main" in done.stdout
+    assert "differs from origin/main" in done.stdout
 
 
 DROP = ('op.drop_column("users", "full_name")', 'op.add_column("users", sa.Column("full_name"))')

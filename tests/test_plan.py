@@ -29,7 +29,8 @@ PROGRAM = dedent('''
     from core.database_url import DatabaseURL
     from core.migrations.config import make_config
     from core.migrations.plan import rehearsal
-    from core.migrations.plan.verdicts import Sizes, judge
+    from core.migrations.plan.rules import judge
+    from core.migrations.plan.sizes import Sizes
 
     REVISION = """
     import sqlalchemy as sa
@@ -228,7 +229,7 @@ def test_the_plan_says_what_is_unsafe_and_the_safe_way_and_changes_nothing(
     before = databases(database)
     printed = plan(migrated, expect=3)
     said = unwrapped(printed)
-    assert "blocks writes: an index is built under SHARE on users" in said
+    assert "blocks writes: an index of users is built under SHARE" in said
     assert "(20,000 rows) read at about 200 MB/s" in said
     assert 'op.execute("CREATE INDEX CONCURRENTLY ix_name ON public.users' in said
     assert "Unsafe: aaaa00000001." in said

@@ -27,7 +27,7 @@ from core.config import Environment, SettingsError, get_settings
 from core.database_url import DatabaseURL
 from core.embedded_postgres import EmbeddedPostgresError
 from core.migrations.errors import MigrationError
-from core.migrations.git import find_commit, open_archive
+from core.migrations.source.git import find_commit, open_archive
 from core.project import ROOT, load_project
 
 LIVE = "GET /health/live"

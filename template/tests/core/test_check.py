@@ -1,4 +1,4 @@
-"""The gate for CI: what `make migrate-check` says of revisions, and `make migrate-rebase` mends."""
+"""The gate for CI: what `make migrate-check` reports, and `make migrate-rebase` fixes."""
 
 import shutil
 import subprocess
@@ -14,8 +14,9 @@ from core.database import create_engine
 from core.database_url import DatabaseURL
 from core.migrations import __main__ as migrations
 from core.migrations import state
-from core.migrations.check import checks, released
-from core.migrations.plan import planner, rehearsal
+from core.migrations.check import gate, imports, models, round_trips
+from core.migrations.plan import planner, rehearsal, steps
+from core.migrations.source import branch, rebase, revision_files
 
 GIT = shutil.which("git") or ""
 needs_git = pytest.mark.skipif(not GIT, reason="git is not installed")
@@ -52,14 +53,15 @@ def command(
     capsys: pytest.CaptureFixture[str],
 ) -> Command:
     """Run a command on the test's own revisions: returns the exit code and what was printed."""
-    for module in (checks, planner, rehearsal, released, state):
+    for module in (gate, planner, rehearsal, revision_files, round_trips, state, steps):
         monkeypatch.setattr(module, "make_config", project.config)
-    for module in (checks, released):
+    for module in (branch, imports, rebase, revision_files, round_trips):
         monkeypatch.setattr(module, "ROOT", project.folder)
-    monkeypatch.setattr(released, "revision_folders", lambda: [Path()])
-    monkeypatch.setattr(checks, "read_models", lambda *_, **__: None)
-    # The models have other tables than these revisions; the comparison has a test of its own.
-    monkeypatch.setattr(checks, "compare_with_models", lambda _: ("", []))
+    for module in (branch, revision_files):
+        monkeypatch.setattr(module, "revision_folders", lambda: [Path()])
+    monkeypatch.setattr(gate, "read_models", lambda *_, **__: None)
+    # The models have other tables than these revisions. The comparison has a test of its own.
+    monkeypatch.setattr(gate, "compare_with_models", lambda _: [])
 
     def run(*arguments: str) -> tuple[int, str]:
         capsys.readouterr()
@@ -121,8 +123,8 @@ def test_every_check_is_made_and_says_what_is_wrong(committed: Project, command:
         assert line(said, check) == "FAIL", said
     for problem in (
         "2 heads: b2, c3",
-        "c3.py: is not called as file_template says",
-        "a1_test.py: does something else than in main",
+        "c3.py: is not named as file_template says",
+        "a1_test.py: differs from main",
         "the downgrade leaves ",
         "b2: blocks writes:t_a1",
         "CREATE INDEX CONCURRENTLY ix ON public.t_a1",
@@ -246,7 +248,7 @@ def test_rebase_lets_new_revisions_follow_the_base(committed: Project, command: 
     commit(committed)
     git(committed, "checkout", "--quiet", "feature")
     _, said = command("check", "--base=main")
-    assert "follows a1, but main is at d4; `make migrate-rebase` mends it" in said
+    assert "follows a1, but main is at d4; `make migrate-rebase` fixes it" in said
     assert "merge it first" in command("rebase", "--base=main")[1]
     git(committed, "merge", "--quiet", "--no-edit", "main")
     code, said = command("rebase", "--base=main")
@@ -262,12 +264,12 @@ async def test_models_that_differ_are_named(database_url: DatabaseURL) -> None:
     async with engine.connect() as connection:
         await connection.execute(text("CREATE TABLE nobodys (id int)"))
         await connection.commit()
-        _, problems = await connection.run_sync(checks.compare_with_models)
+        problems = await connection.run_sync(models.compare_with_models)
     assert "remove table nobodys" in problems
     modified: list[tuple[object, ...]] = [
         ("modify_nullable", None, "users", "name", {}, True, False)
     ]
-    assert checks.describe_diff(modified) == "modify nullable users.name"
+    assert models.describe_diff(modified) == "modify nullable users.name"
 
 
 @needs_git

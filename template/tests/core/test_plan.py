@@ -11,8 +11,8 @@ from tests.support import Project
 
 from core.migrations import __main__ as migrations
 from core.migrations import state
-from core.migrations.check import released
-from core.migrations.plan import planner, rehearsal
+from core.migrations.plan import planner, rehearsal, steps
+from core.migrations.source import branch, revision_files
 from core.postgres_client import ClientProgramError, find_client
 
 Plan = Callable[..., tuple[int, str]]
@@ -51,7 +51,7 @@ def plan(
         find_client("pg_dump", None, server_major=version)
     except ClientProgramError as error:
         pytest.skip(str(error))
-    for module in (planner, rehearsal, state):
+    for module in (planner, rehearsal, state, steps):
         monkeypatch.setattr(module, "make_config", project.config)
     monkeypatch.setenv("MIGRATION_PLAN_SMALL_ROWS", "0")
 
@@ -77,13 +77,13 @@ def test_what_is_unsafe_is_said_in_each_format(project: Project, plan: Plan) -> 
     code, said = plan()
     assert code == migrations.UNSAFE
     for expected in (
-        "rewrites: every row of t_a1 is written anew",
+        "rewrites: every row of t_a1 is rewritten",
         "breaks running code: the column other.name is dropped",
         "destroys data: the table fourth is dropped",
         "destroys data: rows of third are deleted",
         "cannot be undone",
         "CREATE INDEX CONCURRENTLY",
-        "(outside of a transaction)",
+        "(outside a transaction)",
         "Unsafe: b2.",
     ):
         assert expected in " ".join(said.split())
@@ -254,9 +254,10 @@ def based(project: Project, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Proj
     git = shutil.which("git")
     if git is None:
         pytest.skip("git is not installed")
-    monkeypatch.setattr(released, "ROOT", project.folder)
-    monkeypatch.setattr(released, "make_config", project.config)
-    monkeypatch.setattr(released, "revision_folders", lambda: [Path()])
+    monkeypatch.setattr(revision_files, "make_config", project.config)
+    for module in (branch, revision_files):
+        monkeypatch.setattr(module, "ROOT", project.folder)
+        monkeypatch.setattr(module, "revision_folders", lambda: [Path()])
     project.write("a1")
     project.write("b1")
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]

@@ -37,8 +37,7 @@ from core.migrations.backup import (
     record_backup,
     take_backup,
 )
-from core.migrations.check.checks import Outcome, run_checks
-from core.migrations.check.released import rebase
+from core.migrations.check.gate import Outcome, run_checks
 from core.migrations.config import (
     AlembicConfigError,
     BackupKind,
@@ -47,10 +46,11 @@ from core.migrations.config import (
 )
 from core.migrations.confirm import NotConfirmedError, confirm
 from core.migrations.errors import MigrationError, describe_error
-from core.migrations.plan.planner import Request, make_plan
+from core.migrations.plan.planner import PlanOptions, make_plan
 from core.migrations.plan.report import Format, render
 from core.migrations.pooler import connect_past_poolers, refuse_transaction_pooler
 from core.migrations.restore import RestoreError, restore
+from core.migrations.source.rebase import rebase
 from core.migrations.state import Revisions, SchemaReader, SchemaState, State
 from core.postgres_client import ClientProgramError, find_client
 
@@ -332,14 +332,14 @@ async def _ended_in_order(work: Coroutine[Any, Any, T]) -> T:
 def _plan(given: argparse.Namespace) -> int:
     # What Alembic says of the copy would stand between the lines of the plan.
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    request = Request(
+    options = PlanOptions(
         start=given.start,
         target=given.to,
         with_data=given.with_data,
         deployed=given.deployed,
         base=given.base,
     )
-    planning = make_plan(get_settings().migration_url, load_alembic_config().safety, request)
+    planning = make_plan(get_settings().migration_url, load_alembic_config().safety, options)
     # What revisions print does not stand in the plan, which a program may read.
     with redirect_stdout(sys.stderr):
         plan = asyncio.run(_ended_in_order(planning))

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from core.migrations.errors import MigrationError
+from core.migrations.sql import quote_identifier
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def in_batches(
             "a backfill commits its batches, and this connection is in a transaction of its "
             "caller's: run the migration on a connection outside of one"
         )
-    quoted = _quote(key)
+    quoted = quote_identifier(key)
     if context.as_sql:
         bound = f"(SELECT {quoted} FROM {table} ORDER BY 1 {{}} LIMIT 1)"  # noqa: S608
         whole = re.sub(r":first\b", bound.format("ASC"), statement)
@@ -106,7 +107,7 @@ class _Backfill:
         self.estimate = int(column.estimate)
         self.type = column.type
         self.job = hashlib.sha256(job.encode()).hexdigest()
-        quoted = _quote(key)
+        quoted = quote_identifier(key)
         # The next rows after a place, or from the start where there is none yet.
         columns = (
             "count(*) AS rows, (array_agg(k))[1] AS first, (array_agg(k))[count(*)] AS last,"
@@ -194,7 +195,3 @@ class _Backfill:
                 with suppress(DBAPIError):
                     self.connection.exec_driver_sql("ROLLBACK")
             raise
-
-
-def _quote(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

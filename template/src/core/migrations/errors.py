@@ -16,6 +16,7 @@ from core.config import SettingsError
 from core.database import DatabaseUnavailableError
 from core.embedded_postgres import EmbeddedPostgresError
 from core.migrations.config import AlembicConfigError
+from core.migrations.sql import SQLState, get_sqlstate
 from core.project import ROOT
 
 
@@ -65,14 +66,14 @@ _ADVICE = {
 }
 
 # What PostgreSQL says, and what to do about it.
-_SQLSTATE_ADVICE = {
-    "25006": "the database is read-only: a replica, or set so; migrate the primary",
-    "42501": (
+_SQLSTATE_ADVICE: dict[str, str] = {
+    SQLState.READ_ONLY_SQL_TRANSACTION: "the database is read-only: a replica, or set so; migrate the primary",
+    SQLState.INSUFFICIENT_PRIVILEGE: (
         "this user may not do that; grant it the right, or give the address of a user who may in "
         "MIGRATION_DATABASE_URL"
     ),
-    "53100": "the server's disk is full",
-    "57014": (
+    SQLState.DISK_FULL: "the server's disk is full",
+    SQLState.QUERY_CANCELED: (
         "the statement ran for longer than statement_timeout: raise it in the revision "
         '(statement_timeout = "10min" at the top of its file)'
     ),
@@ -152,7 +153,7 @@ def describe_error(error: BaseException) -> str:
             lines.append(f"  detail: {detail}")
         if error.statement:
             lines.append(f"  statement: {' '.join(error.statement.split())}")
-        advice = _SQLSTATE_ADVICE.get(getattr(error.orig, "sqlstate", None) or "")
+        advice = _SQLSTATE_ADVICE.get(get_sqlstate(error))
         if error.connection_invalidated:
             advice = _CONNECTION_LOST
         if advice:

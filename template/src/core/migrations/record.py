@@ -17,11 +17,11 @@ from typing import Any
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from core.migrations.sql import SQLState, get_sqlstate
 from core.migrations.statements import watched_statements
 from core.project import load_project
 
 TABLE = "alembic_version_history"
-_UNDEFINED_TABLE = "42P01"
 
 _CREATE = f"""
     CREATE TABLE {TABLE} (
@@ -136,7 +136,7 @@ def read(connection: Connection) -> list[Entry]:
     try:
         rows = connection.execute(_SELECT).mappings().all()
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != _UNDEFINED_TABLE:
+        if get_sqlstate(error) != SQLState.UNDEFINED_TABLE:
             raise
         connection.rollback()
         return []

@@ -27,6 +27,13 @@ from core.migrations.config import BackupKind
 from core.migrations.errors import MigrationError
 from core.migrations.lock import lock_holder
 from core.migrations.same_server import psql_next_to, require_same_server
+from core.migrations.sql import (
+    IDENTIFIER,
+    LONGEST_IDENTIFIER,
+    SQLState,
+    get_sqlstate,
+    quote_identifier,
+)
 from core.postgres_client import (
     ClientProgramError,
     find_client,
@@ -39,18 +46,17 @@ logger = logging.getLogger(__name__)
 
 JOBS = 4
 _TICK = 0.1
-_LONGEST_NAME = 63
-"""Bytes of an identifier: NAMEDATALEN - 1."""
 
 _EXISTS = text("SELECT 1 FROM pg_database WHERE datname = :name")
 _TERMINATE = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE datname = :name AND pid <> pg_backend_pid()"
 )
-_DUPLICATE_DATABASE = "42P04"
-_OBJECT_IN_USE = "55006"
-# invalid_parameter_value, wrong_object_type, feature_not_supported: of a locale
-_NO_SUCH_LOCALE = {"22023", "42809", "0A000"}
+_NO_SUCH_LOCALE = {
+    SQLState.INVALID_PARAMETER_VALUE,
+    SQLState.WRONG_OBJECT_TYPE,
+    SQLState.FEATURE_NOT_SUPPORTED,
+}
 
 # The entries of a dump that are about the database itself; restoring into another leaves them out.
 _OF_THE_DATABASE = re.compile(
@@ -59,16 +65,15 @@ _OF_THE_DATABASE = re.compile(
 _CREATE = re.compile(r"^CREATE DATABASE .*?;\n", re.MULTILINE | re.DOTALL)
 _ENCODING = re.compile(r"ENCODING = '\w+'")
 _CLIENT_ENCODING = re.compile(rb"^SET client_encoding = '(\w+)';$", re.MULTILINE)
-_IDENTIFIER = r'(?:"(?:[^"]|"")+"|[\w$]+)'
 # Comments, literals and other names are matched, too: what looks like a statement in one is none.
 _NAMES_THE_DATABASE = re.compile(
     rf"""
     --[^\n]* | '(?:[^']|'')*'
     | (?P<statement>
-        ^(?:CREATE | ALTER | ALTER\ ROLE\ {_IDENTIFIER}\ IN | COMMENT\ ON
+        ^(?:CREATE | ALTER | ALTER\ ROLE\ {IDENTIFIER}\ IN | COMMENT\ ON
            | SECURITY\ LABEL\ .*ON | (?:GRANT|REVOKE)\ [A-Z,\ ]+\ ON)
         \ DATABASE\ )
-      {_IDENTIFIER}
+      {IDENTIFIER}
     | "(?:[^"]|"")*"
     """,
     re.MULTILINE | re.VERBOSE,
@@ -102,8 +107,8 @@ async def restore(
         )
     stamp = datetime.now(UTC) if replace else backup.taken_at
     target = into or _name(backup.database, "restored", stamp)
-    if len(target.encode()) > _LONGEST_NAME:
-        raise RestoreError(f"{target}: longer than the {_LONGEST_NAME} bytes of a name")
+    if len(target.encode()) > LONGEST_IDENTIFIER:
+        raise RestoreError(f"{target}: longer than the {LONGEST_IDENTIFIER} bytes of a name")
     async with maintenance(url) as server:
         if replace:
             await _refuse_while_migrating(server, url.database)
@@ -159,7 +164,9 @@ async def _fill(server: AsyncConnection, dump: "_Dump", target: str, *, owners: 
     try:
         await asyncio.to_thread(dump.restore_into, target, script, owners=owners)
     except BaseException as error:
-        await server.exec_driver_sql(f"DROP DATABASE IF EXISTS {quote(target)} WITH (FORCE)")
+        await server.exec_driver_sql(
+            f"DROP DATABASE IF EXISTS {quote_identifier(target)} WITH (FORCE)"
+        )
         if not (owners and isinstance(error, ClientProgramError)):
             raise
         logger.warning("trying without owners and privileges, as they can't be set: %s", error)
@@ -170,16 +177,18 @@ async def _fill(server: AsyncConnection, dump: "_Dump", target: str, *, owners: 
 async def _create(server: AsyncConnection, script: str, target: str) -> None:
     """Create the database as the dump's script does, in the server's locale if need be."""
     found = _CREATE.search(script)
-    statement = found[0] if found else f"CREATE DATABASE {quote(target)} TEMPLATE template0"
+    statement = (
+        found[0] if found else f"CREATE DATABASE {quote_identifier(target)} TEMPLATE template0"
+    )
     try:
         await server.exec_driver_sql(statement)
     except DBAPIError as error:
-        state = getattr(error.orig, "sqlstate", None)
-        if state == _DUPLICATE_DATABASE:
+        sqlstate = get_sqlstate(error)
+        if sqlstate == SQLState.DUPLICATE_DATABASE:
             raise RestoreError(
                 f"there is a database {target} already; name another one (DATABASE=...), or drop it"
             ) from error
-        if state not in _NO_SUCH_LOCALE:
+        if sqlstate not in _NO_SUCH_LOCALE:
             raise RestoreError(
                 f"no database could be made: {error.orig} (the right to make databases: "
                 "ALTER ROLE ... CREATEDB)"
@@ -190,7 +199,7 @@ async def _create(server: AsyncConnection, script: str, target: str) -> None:
         )
         encoding = _ENCODING.search(statement)
         await server.exec_driver_sql(
-            f"CREATE DATABASE {quote(target)} TEMPLATE template0 {encoding[0] if encoding else ''}"
+            f"CREATE DATABASE {quote_identifier(target)} TEMPLATE template0 {encoding[0] if encoding else ''}"
         )
 
 
@@ -220,7 +229,7 @@ class _Dump:
         text = "\n".join(line for line in lines if not line.startswith(unwanted))
 
         def renamed(match: re.Match[str]) -> str:
-            return match["statement"] + quote(target) if match["statement"] else match[0]
+            return match["statement"] + quote_identifier(target) if match["statement"] else match[0]
 
         return _NAMES_THE_DATABASE.sub(renamed, text)
 
@@ -316,7 +325,7 @@ def _maintenance_url(url: DatabaseURL) -> DatabaseURL:
 async def _swap(server: AsyncConnection, url: DatabaseURL, restored: str) -> str:
     """Put `restored` in the place of the present database; return the name that it then has."""
     present = url.database
-    rename = f"ALTER DATABASE {quote(restored)} RENAME TO {quote(present)}"
+    rename = f"ALTER DATABASE {quote_identifier(restored)} RENAME TO {quote_identifier(present)}"
     if not await server.scalar(_EXISTS, {"name": present}):
         await server.exec_driver_sql(rename)
         return present
@@ -326,12 +335,14 @@ async def _swap(server: AsyncConnection, url: DatabaseURL, restored: str) -> str
         # is not committed, the server takes back, whatever happens to this process.
         await server.exec_driver_sql("BEGIN")
         async with _sessions_ended(url):
-            await server.exec_driver_sql(f"ALTER DATABASE {quote(present)} RENAME TO {quote(kept)}")
+            await server.exec_driver_sql(
+                f"ALTER DATABASE {quote_identifier(present)} RENAME TO {quote_identifier(kept)}"
+            )
         await server.exec_driver_sql(rename)
         await server.exec_driver_sql("COMMIT")
     except (DBAPIError, RestoreError) as error:
         reason = f"{error.orig}" if isinstance(error, DBAPIError) else str(error)
-        if getattr(getattr(error, "orig", None), "sqlstate", None) == _OBJECT_IN_USE:
+        if get_sqlstate(error) == SQLState.OBJECT_IN_USE:
             reason += "; stop what uses it"
         raise RestoreError(
             f"the database {present} could not be replaced, and is as it was; the backup is in "
@@ -382,10 +393,4 @@ async def maintenance(url: DatabaseURL) -> AsyncIterator[AsyncConnection]:
 def _name(database: str, what: str, moment: datetime) -> str:
     """Return `<database>_<what>_<time>`, the database's name cut where that is too long."""
     tail = f"_{what}_{moment:%Y%m%d_%H%M%S}"
-    return database.encode()[: _LONGEST_NAME - len(tail)].decode(errors="ignore") + tail
-
-
-def quote(name: str) -> str:
-    """Return a name as SQL writes it."""
-    doubled = name.replace('"', '""')
-    return f'"{doubled}"'
+    return database.encode()[: LONGEST_IDENTIFIER - len(tail)].decode(errors="ignore") + tail

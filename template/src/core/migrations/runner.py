@@ -27,6 +27,7 @@ from core.migrations.confirm import confirm
 from core.migrations.errors import MigrationError, describe_error, place_in_revision
 from core.migrations.indexes import invalid_indexes
 from core.migrations.lock import migration_lock
+from core.migrations.observer import get_observer
 from core.migrations.record import Direction, Event
 from core.migrations.resume import Resumption
 
@@ -306,8 +307,8 @@ class _Run:
     def _before(self, step: Any) -> None:
         revision = getattr(step, "revision", None)
         self.migrations.opts[RUNNING] = getattr(revision, "revision", "")
-        if revision is not None and (recorder := context.config.attributes.get("recorder")):
-            recorder.begin(revision.revision)
+        if revision is not None and (observer := get_observer(context.config)):
+            observer.begin(revision.revision)
         self.resumption.indexes.forget()
         self._set_timeouts(getattr(revision, "module", None))
         self._started = time.monotonic()
@@ -328,8 +329,8 @@ class _Run:
 
     def _applied(self, *, step: MigrationInfo, **_: Any) -> None:
         """Record a revision; Alembic calls this in its transaction, before the commit."""
-        if recorder := context.config.attributes.get("recorder"):
-            recorder.end()
+        if observer := get_observer(context.config):
+            observer.end()
         self.resumption.indexes.check()
         direction = _direction(step)
         seconds = time.monotonic() - self._started

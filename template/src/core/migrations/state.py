@@ -20,12 +20,11 @@ from core.migrations.config import make_config
 from core.migrations.errors import describe_error, migration_errors
 from core.migrations.indexes import COUNT_INVALID
 from core.migrations.record import TABLE, Direction
+from core.migrations.sql import SQLState, get_sqlstate
 
 logger = logging.getLogger(__name__)
 
 _CREATE_DATE = re.compile(r"^Create Date: (\d{4}-\d\d-\d\d \d\d:\d\d)", re.MULTILINE)
-_UNDEFINED_TABLE = "42P01"
-_INSUFFICIENT_PRIVILEGE = "42501"
 
 _READ_CURRENT = text("SELECT version_num FROM alembic_version")
 # One small question for all that is watched. Times are seconds since 1970.
@@ -244,7 +243,7 @@ class SchemaReader:
             async with self._engine.connect() as connection:
                 return await self._ask_on(connection)
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) == _UNDEFINED_TABLE:
+            if get_sqlstate(error) == SQLState.UNDEFINED_TABLE:
                 return self._revisions.state((), versioned=False)
             return SchemaState.unreachable(describe_error(error))
         except (DatabaseUnavailableError, PoolTimeoutError) as error:
@@ -254,11 +253,11 @@ class SchemaReader:
         try:
             row = dict((await connection.execute(_READ_ALL)).mappings().one())
         except DBAPIError as error:
-            sqlstate = getattr(error.orig, "sqlstate", None)
-            if sqlstate not in {_UNDEFINED_TABLE, _INSUFFICIENT_PRIVILEGE}:
+            sqlstate = get_sqlstate(error)
+            if sqlstate not in {SQLState.UNDEFINED_TABLE, SQLState.INSUFFICIENT_PRIVILEGE}:
                 raise
             await connection.rollback()
-            if sqlstate == _INSUFFICIENT_PRIVILEGE and not self._said:
+            if sqlstate == SQLState.INSUFFICIENT_PRIVILEGE and not self._said:
                 self._said = True
                 logger.warning("the record of migrations can't be read: %s", error.orig)
             return self._revisions.state(await connection.scalars(_READ_CURRENT))

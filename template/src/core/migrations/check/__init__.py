@@ -1,1 +1,1 @@
-"""The gate for CI: whether the revisions of a branch may be merged."""
+"""The gate: checks that revisions have to pass before they are merged."""

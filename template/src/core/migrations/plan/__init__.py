@@ -1,1 +1,1 @@
-"""What a migration would do: rehearsed on a copy of the schema, and read from the server."""
+"""Plans: pending revisions are rehearsed on a scratch copy, and checked for hazards."""

@@ -1,4 +1,4 @@
-"""A schema as lines of text, to say whether two are the same, and where they differ."""
+"""Fingerprints of a schema: lines of text that two equal schemas share."""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -10,8 +10,8 @@ _SHOWN = 3
 _OWN = "relname !~ '^alembic_(version|backfill)'"
 
 
-# Names and definitions, never oids or the order of columns: a column that was dropped and added
-# again stands at the end, which no statement can change. Each line begins with what it is about.
+# Lines have names and definitions, never oids or the order of columns: a column that was dropped
+# and added again comes last, and no statement can move it. Each line begins with its subject.
 def _of_tables(chosen: str) -> str:
     """Return the query for the lines of tables; `chosen` is a condition on pg_class, c."""
     return f"""
@@ -75,7 +75,7 @@ _SPACE = """
     )
 """
 _ALL_TABLES = text(f"WITH {_SPACE} {_of_tables('true')}")
-# What names a table in its definition changes with it: foreign keys, views, partitions.
+# Foreign keys, views and partitions name a table in their definitions, and change with it.
 _SOME_TABLES = text(
     f"""
     WITH {_SPACE}, touched AS (
@@ -130,12 +130,12 @@ _OF_DATABASE = text(
 
 
 def settle_search_path(connection: Connection) -> None:
-    """Let names be shown in one way until the transaction ends, whatever a revision has set."""
+    """Set the search path for the transaction, so that names are always qualified alike."""
     connection.execute(text("SELECT set_config('search_path', 'public', true)"))
 
 
 class FingerprintReader:
-    """Reads a schema again and again; the second time only what may have changed."""
+    """Reads the fingerprint of a schema repeatedly, and only the tables that may have changed."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -144,15 +144,15 @@ class FingerprintReader:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """The schema's lines when it was last read; equal for two schemas that are equal."""
+        """Fingerprint of the schema when it was last read."""
         return self._database.union(*self._tables.values())
 
     def read(self, touched: Collection[int] | None = None) -> bool:
-        """Read the schema; return whether more has changed than the tables that were touched.
+        """Read the schema; return whether more than the touched tables has changed.
 
         Args:
-            touched: the oids of all tables that may be other ones than the last time (those that
-                a transaction holds locks on); None if that is not known.
+            touched: oids of all tables that may have changed since the last time: those that the
+                transaction has locked; None if that is unknown.
         """
         settle_search_path(self._connection)
         database = frozenset(self._connection.scalars(_OF_DATABASE))
@@ -173,7 +173,7 @@ class FingerprintReader:
 
 
 def describe_difference(before: Fingerprint, after: Fingerprint) -> str:
-    """Return what a downgrade leaves, loses or changes, as the end of a sentence."""
+    """Return what a downgrade leaves, loses or changes, as a clause."""
     old, new = ({line.partition(" | ")[0] for line in lines} for lines in (before, after))
     changed = {line.partition(" | ")[0] for line in before ^ after} & old & new
     kinds = {"leaves": new - old, "does not bring back": old - new, "brings back changed": changed}

@@ -1,133 +1,113 @@
-"""The plan: pending revisions, rehearsed, measured against the live tables, and judged."""
+"""Planner: rehearses the pending revisions, and judges them by the live tables."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
 from sqlalchemy.pool import NullPool
 
 from core.database import create_engine
 from core.database_url import DatabaseURL
-from core.migrations.check.released import read_branch
 from core.migrations.config import SafetyOptions, make_config
 from core.migrations.errors import MigrationError, migration_errors
-from core.migrations.git import find_commit
-from core.migrations.plan.deployed import Models, read_models
-from core.migrations.plan.rehearsal import Confinement, Rehearsed, rehearse
-from core.migrations.plan.scratch import Scratch, scratch
-from core.migrations.plan.verdicts import (
-    Reason,
-    Size,
-    Sizes,
-    Verdict,
-    judge,
-    wrong_acknowledgements,
-)
+from core.migrations.plan.recorder import RehearsedRevision
+from core.migrations.plan.rehearsal import prepare, rehearse
+from core.migrations.plan.rules import judge, wrong_acknowledgements
+from core.migrations.plan.scratch import scratch
+from core.migrations.plan.sizes import Size, Sizes, read_sizes
+from core.migrations.plan.verdicts import Reason, Verdict
 from core.migrations.record import last_rollout
+from core.migrations.source.branch import read_branch
+from core.migrations.source.git import find_commit
+from core.migrations.source.models import ModelColumns, read_models
 from core.migrations.state import Revisions, SchemaReader, State
-
-_SIZES = text(
-    """
-    SELECT CASE n.nspname WHEN 'public' THEN '' ELSE quote_ident(n.nspname) || '.' END
-            || quote_ident(c.relname) AS name,
-        sum(greatest(part.reltuples, 0))::bigint AS rows,
-        sum(pg_table_size(part.oid))::bigint AS bytes,
-        sum(pg_indexes_size(part.oid))::bigint AS index_bytes
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    CROSS JOIN LATERAL (
-        SELECT c.oid WHERE c.relkind <> 'p' UNION SELECT relid FROM pg_partition_tree(c.oid)
-    ) AS tree JOIN pg_class part ON part.oid = tree.oid
-    WHERE c.relkind IN ('r', 'm', 'p') AND n.nspname !~ '^pg_'
-      AND n.nspname <> 'information_schema'
-    GROUP BY 1
-    """
-)
-
 
 RECORDED = "recorded"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RevisionPlan:
-    """What one revision would do."""
+    """Plan of one revision."""
 
     revision: str
     message: str
-    rehearsed: Rehearsed
+    rehearsed: RehearsedRevision
     reasons: list[Reason]
     wrong_acknowledgements: list[str]
 
     @property
     def verdicts(self) -> list[Verdict]:
-        """The verdicts that nobody acknowledged, or `safe`."""
+        """Verdicts that count, or `safe`."""
         found = list(dict.fromkeys(reason.verdict for reason in self.reasons if reason.open))
         return found or [Verdict.SAFE]
 
     @property
     def safe(self) -> bool:
-        """Whether nothing stands in its way."""
+        """Whether the revision may run."""
         failed = self.rehearsed.error or self.wrong_acknowledgements
         return not failed and self.verdicts == [Verdict.SAFE]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What migrating would do."""
+    """Plan of a migration."""
 
     database: str
     rehearsed_on: str
+    """The server, in words; empty if there was nothing to rehearse."""
     current: tuple[str, ...]
+    """The revisions that the plan starts from."""
     with_data: bool = False
     base: str = ""
-    """The branch to which the revisions are new; empty where they are pending in the database."""
+    """The branch that the revisions are new to; empty if they are pending in the database."""
     revisions: list[RevisionPlan] = field(default_factory=list)
     tables: Mapping[str, Size] = field(default_factory=dict)
-    """The live tables that the revisions touch."""
+    """Sizes of the live tables that the revisions lock."""
 
     @property
     def safe(self) -> bool:
-        """Whether all of it is safe."""
+        """Whether all revisions are safe."""
         return all(item.safe for item in self.revisions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is to be planned."""
+class PlanOptions:
+    """What to plan."""
 
     start: str = ""
-    """A revision to begin at instead of the live one, on a schema made from the revisions."""
+    """A revision to start from instead of the live one, on a schema built from the revisions."""
     target: str = "head"
     """The revision to go to."""
     with_data: bool = False
-    """Whether the rows are copied, too."""
+    """Whether to copy the rows, too."""
     deployed: str = ""
-    """The branch or commit that runs now, whose models say what is used; else everything is.
+    """The branch or commit that is deployed, whose models tell what running code uses.
 
-    `RECORDED` is what was rolled out last, where the record has that, and it is a commit here.
+    `RECORDED` stands for the last recorded roll-out, if that is a commit here. Empty, all tables
+    and columns count as used.
     """
     base: str = ""
-    """A branch or commit: what this one adds to its revisions, whatever the database has."""
+    """A branch or commit: plan the revisions that are new to it, not those that are pending."""
 
 
-async def make_plan(live: DatabaseURL, options: SafetyOptions, request: Request) -> Plan:
-    """Rehearse what is pending in `live`, which is only read, and return what it would do.
+async def make_plan(live: DatabaseURL, safety: SafetyOptions, options: PlanOptions) -> Plan:
+    """Rehearse the pending revisions of a database, and return their plan.
 
     Args:
-        live: the database. With a base it need not be there, and is not looked at.
-        options: what is small.
-        request: which revisions, on a copy of what.
+        live: the database; it is only read. With `options.base` it is not connected to, except to
+            make the scratch copy on its server.
+        safety: the limits of small tables.
+        options: what to plan.
 
     Raises:
-        MigrationError: the database can't be read, or no copy can be made; the base is not here,
-            or not all of it.
+        MigrationError: the database can't be read, no scratch copy can be made, or a branch or
+            commit is not here.
         ClientProgramError: the database can't be dumped.
     """
-    if request.base:
-        return await _plan_branch(live, request)
-    start, with_data, deployed = request.start, request.with_data, request.deployed
+    if options.base:
+        return await _plan_branch(live, options)
+    start, with_data, deployed = options.start, options.with_data, options.deployed
     revisions = Revisions.load()
     engine = create_engine(live, poolclass=NullPool)
     state = await SchemaReader(engine, revisions).read()
@@ -138,22 +118,22 @@ async def make_plan(live: DatabaseURL, options: SafetyOptions, request: Request)
     if not start and not state.pending:
         return Plan(database=live.database, rehearsed_on="", current=state.current)
     async with engine.connect() as connection:
-        tables = await connection.run_sync(_read_sizes)
+        tables = await connection.run_sync(read_sizes)
         if deployed == RECORDED:
-            deployed = _known(await connection.run_sync(last_rollout))
+            deployed = _find_rollout(await connection.run_sync(last_rollout))
     models = read_models(deployed, variable="DEPLOYED") if deployed else None
     async with scratch(live, state.current, with_data=with_data, empty=bool(start)) as copy:
         if start not in {"", "base"}:
-            await bring_to(copy, start)
-        rehearsed = await rehearse(copy.url, request.target, shared=copy.shared)
+            await prepare(copy, start)
+        rehearsed = await rehearse(copy.url, options.target, shared=copy.shared)
     sizes = Sizes(
-        tables=tables, small_rows=options.plan_small_rows, small_bytes=options.plan_small_bytes
+        tables=tables, small_rows=safety.plan_small_rows, small_bytes=safety.plan_small_bytes
     )
-    touched = {
+    locked = {
         effect.live
         for item in rehearsed
         for statement in item.statements
-        for effect in statement.observation.effects
+        for effect in statement.effects.tables
     }
     return Plan(
         database=live.database,
@@ -161,40 +141,41 @@ async def make_plan(live: DatabaseURL, options: SafetyOptions, request: Request)
         current=(start,) if start else state.current,
         with_data=with_data,
         revisions=plan_revisions(rehearsed, revisions, sizes, models),
-        tables={name: size for name, size in tables.items() if name in touched},
+        tables={name: size for name, size in tables.items() if name in locked},
     )
 
 
-def _known(version: str) -> str:
-    """Return what was rolled out, if it is a commit here."""
+def _find_rollout(version: str) -> str:
+    """Return the commit of a recorded version; empty if it is none of this repository."""
     with suppress(MigrationError):
         return find_commit(version, variable="DEPLOYED") if version else ""
     return ""
 
 
-async def _plan_branch(live: DatabaseURL, request: Request) -> Plan:
-    """Plan what this branch adds to its base."""
-    if request.start or request.with_data:
-        given = "FROM" if request.start else "WITH_DATA"
+async def _plan_branch(live: DatabaseURL, options: PlanOptions) -> Plan:
+    """Plan the revisions that this branch adds to its base."""
+    if options.start or options.with_data:
+        given = "FROM" if options.start else "WITH_DATA"
         raise MigrationError(
-            f"BASE begins at the base's revisions, without rows: leave {given} out"
+            f"BASE starts from the revisions of the base, without rows: leave {given} out"
         )
-    branch = read_branch(request.base)
+    branch = read_branch(options.base)
     heads = () if branch is None else tuple(branch.heads)
     revisions = Revisions.load()
     state = revisions.state(heads)
     if state.state is State.AHEAD:
-        raise MigrationError(f"{request.base} has revisions that are not here: merge it first")
-    plan = Plan(database=live.database, rehearsed_on="", current=heads, base=request.base)
+        raise MigrationError(f"{options.base} has revisions that are not here: merge it first")
+    plan = Plan(database=live.database, rehearsed_on="", current=heads, base=options.base)
     if not state.pending:
         return plan
     models = None
-    if request.deployed:
-        models = read_models(request.deployed, variable="DEPLOYED")
+    if options.deployed:
+        models = read_models(options.deployed, variable="DEPLOYED")
     else:
-        with suppress(MigrationError):  # of packages that are not here any more: all is used
-            models = read_models(request.base, variable="BASE")
-    target = "heads" if request.target == "head" else request.target
+        # The base's models may need packages that are not installed. Then all counts as used.
+        with suppress(MigrationError):
+            models = read_models(options.base, variable="BASE")
+    target = "heads" if options.target == "head" else options.target
     server, rehearsed = await rehearse_from(live, heads, target)
     judged = plan_revisions(rehearsed, revisions, Sizes(tables=None), models)
     return replace(plan, rehearsed_on=server, revisions=judged)
@@ -202,25 +183,31 @@ async def _plan_branch(live: DatabaseURL, request: Request) -> Plan:
 
 async def rehearse_from(
     url: DatabaseURL, heads: Iterable[str], target: str
-) -> tuple[str, list[Rehearsed]]:
-    """Rehearse the revisions from `heads` to `target` on an empty copy; return where, and them.
+) -> tuple[str, list[RehearsedRevision]]:
+    """Rehearse the revisions from `heads` to `target` on a schema built from the revisions.
+
+    Returns:
+        The server, in words, and the revisions.
 
     Raises:
-        MigrationError: no copy can be made, or a revision before the heads fails.
+        MigrationError: no scratch copy can be made, or a revision up to the heads fails.
     """
     async with scratch(url, (), with_data=False, empty=True) as copy:
         for head in heads:
-            await bring_to(copy, head)
+            await prepare(copy, head)
         return copy.server, await rehearse(copy.url, target, shared=copy.shared)
 
 
 def plan_revisions(
-    rehearsed: list[Rehearsed], revisions: Revisions, sizes: Sizes, deployed: Models | None
+    rehearsed: list[RehearsedRevision],
+    revisions: Revisions,
+    sizes: Sizes,
+    deployed: ModelColumns | None,
 ) -> list[RevisionPlan]:
-    """Return what each of the rehearsed revisions would do, judged.
+    """Judge rehearsed revisions; return the plan of each.
 
     Raises:
-        MigrationError: `acknowledged` of one is no table of texts.
+        MigrationError: `acknowledged` of a revision is not a dict.
     """
     script = ScriptDirectory.from_config(make_config())
     plans = []
@@ -235,35 +222,15 @@ def plan_revisions(
                 f"not {acknowledged!r}"
             )
         reasons = judge(item, sizes, acknowledged, deployed)
-        # Whoever did not say what is deployed was told more, and may have acknowledged it.
-        told = reasons if deployed is None else judge(item, sizes, acknowledged)
+        # A plan without `deployed` has more reasons, and their acknowledgements are right.
+        all_reasons = reasons if deployed is None else judge(item, sizes, acknowledged)
         plans.append(
             RevisionPlan(
                 revision=item.revision,
                 message=revisions[item.revision].message,
                 rehearsed=item,
                 reasons=reasons,
-                wrong_acknowledgements=wrong_acknowledgements(told, acknowledged),
+                wrong_acknowledgements=wrong_acknowledgements(all_reasons, acknowledged),
             )
         )
     return plans
-
-
-def _read_sizes(connection: Connection) -> dict[str, Size]:
-    return {
-        row.name: Size(rows=row.rows, bytes=row.bytes, index_bytes=row.index_bytes)
-        for row in connection.execute(_SIZES)
-    }
-
-
-async def bring_to(copy: Scratch, revision: str) -> None:
-    """Upgrade a copy to a revision; what is for the whole of a live server is refused there."""
-
-    def upgrade(connection: Connection) -> None:
-        confinement = Confinement(connection, shared=copy.shared)
-        with confinement.watched():
-            command.upgrade(make_config(connection=connection, recorder=confinement), revision)
-
-    engine = create_engine(copy.url, poolclass=NullPool)
-    async with engine.connect() as connection:
-        await connection.run_sync(upgrade)

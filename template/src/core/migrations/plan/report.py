@@ -1,4 +1,4 @@
-"""A plan as a table for people, as JSON, and as Markdown for a pull request."""
+"""Reports of a plan: a table for a terminal, JSON, and Markdown for a pull request."""
 
 import json
 import shutil
@@ -6,9 +6,9 @@ import textwrap
 from enum import StrEnum
 from typing import Any
 
-from core.migrations.plan.catalog import Effect
+from core.migrations.plan.effects import TableEffect
 from core.migrations.plan.planner import Plan, RevisionPlan
-from core.migrations.plan.rehearsal import Statement
+from core.migrations.plan.recorder import Statement
 from core.migrations.plan.verdicts import Reason
 
 _SHOWN = 100
@@ -16,7 +16,7 @@ _RED, _GREEN, _YELLOW, _BOLD, _PLAIN = "\033[31m", "\033[32m", "\033[33m", "\033
 
 
 class Format(StrEnum):
-    """How a plan is printed."""
+    """Formats of a report."""
 
     TABLE = "table"
     JSON = "json"
@@ -24,7 +24,7 @@ class Format(StrEnum):
 
 
 def render(plan: Plan, form: Format, *, colour: bool) -> str:
-    """Return the plan as text."""
+    """Return the report of a plan."""
     match form:
         case Format.JSON:
             return json.dumps(as_json(plan), indent=2)
@@ -35,7 +35,7 @@ def render(plan: Plan, form: Format, *, colour: bool) -> str:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """Return what docs/migrate-plan.md describes."""
+    """Return a plan as JSON objects; docs/migrate-plan.md describes them."""
     return {
         "version": 1,
         "database": plan.database,
@@ -89,7 +89,7 @@ def _statement(statement: Statement) -> dict[str, Any]:
                 "scanned": effect.scanned,
                 "rows": effect.rows,
             }
-            for effect in statement.observation.effects
+            for effect in statement.effects.tables
         ],
         "changes": [
             {
@@ -98,7 +98,7 @@ def _statement(statement: Statement) -> dict[str, Any]:
                 "name": change.name,
                 "detail": change.detail,
             }
-            for change in statement.observation.changes
+            for change in statement.effects.changes
         ],
     }
 
@@ -129,15 +129,15 @@ def _conclusion(plan: Plan) -> str:
     return f"Unsafe: {', '.join(unsafe)}."
 
 
-def _what(effect: Effect) -> str:
-    did = [
+def _effect(effect: TableEffect) -> str:
+    notes = [
         word
         for word, true in (("rewritten", effect.rewritten), ("scanned", effect.scanned))
         if true
     ]
     if effect.rows:
-        did.append(f"{effect.rows} rows changed")
-    return f"{effect.table}: {effect.lock}" + (f", {', '.join(did)}" if did else "")
+        notes.append(f"{effect.rows} rows changed")
+    return f"{effect.table}: {effect.lock}" + (f", {', '.join(notes)}" if notes else "")
 
 
 def _table(plan: Plan, *, colour: bool) -> list[str]:
@@ -156,12 +156,12 @@ def _table(plan: Plan, *, colour: bool) -> list[str]:
         code = _GREEN if item.safe else _RED
         lines += ["", f"{paint(item.revision, _BOLD)}  {item.message}  {paint(verdicts, code)}"]
         for statement in item.rehearsed.statements:
-            outside = "" if statement.in_transaction else "  (outside of a transaction)"
+            outside = "" if statement.in_transaction else "  (outside a transaction)"
             lines.append(
                 f"  {statement.seconds * 1000:7.1f} ms  {_shorten(statement.sql, width - 14)}{outside}"
             )
-            for effect in statement.observation.effects:
-                lines += wrap(_what(effect), 14)
+            for effect in statement.effects.tables:
+                lines += wrap(_effect(effect), 14)
         shown: set[str] = set()
         for reason in item.reasons:
             lines += wrap(_reason(reason), 2)
@@ -175,7 +175,7 @@ def _table(plan: Plan, *, colour: bool) -> list[str]:
 
 
 def _safe_way(reason: Reason, shown: set[str]) -> list[str]:
-    """Return the lines of a safe way, once a revision."""
+    """Return the lines of a safe way; those that the revision has shown already are referred to."""
     if reason.safe_way in shown:
         return ["    the safe way: as above"]
     shown.add(reason.safe_way)
@@ -190,7 +190,7 @@ def _reason(reason: Reason) -> str:
 
 
 def problems(item: RevisionPlan, plan: Plan) -> list[str]:
-    """Return what stands in the way of a revision besides its verdicts."""
+    """Return the problems of a revision besides its verdicts."""
     lines = [*item.wrong_acknowledgements]
     if item.rehearsed.error:
         hint = "" if plan.with_data else " (the copy has no rows; WITH_DATA=1 copies them)"

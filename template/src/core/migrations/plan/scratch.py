@@ -1,4 +1,4 @@
-"""The copy that a plan is rehearsed on: made, and always dropped again."""
+"""Scratch copies: temporary databases that plans are rehearsed on."""
 
 import asyncio
 import logging
@@ -21,49 +21,52 @@ from core.database_url import DatabaseURL
 from core.embedded_postgres import EmbeddedPostgresError
 from core.migrations.backup import server_major
 from core.migrations.errors import MigrationError, describe_error
-from core.migrations.restore import RestoreError, maintenance, quote, restore_file
+from core.migrations.restore import RestoreError, maintenance, restore_file
+from core.migrations.sql import quote_identifier
 from core.postgres_client import find_client, run_client
 
 logger = logging.getLogger(__name__)
 
 _SUFFIX_BYTES = 4
 _LONGEST_STEM = 40
-_PATIENCE = 10.0
+_DROP_TIMEOUT = 10.0
+"""Seconds to wait for a server that restarts."""
 _PAUSE = 0.5
-"""Seconds: how long a server that restarts is waited for, and between two tries."""
+"""Seconds between two tries."""
 
 
 class ScratchError(MigrationError):
-    """No copy could be made. The message says why."""
+    """A scratch copy could not be made or dropped. The message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scratch:
-    """A copy, and where it is."""
+    """A scratch copy."""
 
     url: DatabaseURL
     server: str
+    """The server, in words."""
     shared: bool
-    """Whether the server is the live one: what is for all of a server must not run there."""
+    """Whether it is on the live server, where no statement on shared objects may run."""
 
 
 @asynccontextmanager
 async def scratch(
     live: DatabaseURL, revisions: Sequence[str], *, with_data: bool, empty: bool
 ) -> AsyncIterator[Scratch]:
-    """Make a database with the schema of `live`, at its revision; drop it at the end.
+    """Copy the schema of `live`, with its revisions; drop the copy at the end.
 
-    It is made on the server of `PLAN_DATABASE_URL`, or else on that of `live`, or else on the
-    project's own.
+    The copy is made on the server of `PLAN_DATABASE_URL`. Without that, it is made on the server of
+    `live`, or on the project's own server if `live` does not permit it.
 
     Args:
         live: the database; it is only read.
-        revisions: where it is.
-        with_data: copy its rows, too.
-        empty: make an empty one instead.
+        revisions: its current revisions.
+        with_data: whether to copy the rows, too.
+        empty: whether to make an empty database instead.
 
     Raises:
-        ScratchError: none could be made anywhere.
+        ScratchError: no server permits it, or the copy can't be dropped.
         ClientProgramError: `live` can't be dumped.
     """
     stem = live.database.encode()[:_LONGEST_STEM].decode(errors="ignore")
@@ -71,7 +74,9 @@ async def scratch(
     try:
         temporary = tempfile.TemporaryDirectory()
     except OSError as error:
-        raise ScratchError(f"there is no folder for the dump (TMPDIR): {error}") from error
+        raise ScratchError(
+            f"no temporary folder can be made for the dump (TMPDIR): {error}"
+        ) from error
     with temporary as folder:
         file = None
         if not empty:
@@ -80,7 +85,7 @@ async def scratch(
         server, where = await _make(live, name, file, with_data=with_data)
     try:
         url = server.with_database(name)
-        if not (empty or with_data):  # rows of Alembic's table come along with the others
+        if not (empty or with_data):  # a copy with data has the rows of Alembic's table
             await _stamp(url, revisions)
         yield Scratch(url=url, server=where, shared=server is live)
     finally:
@@ -103,7 +108,7 @@ async def _dump(live: DatabaseURL, file: Path, *, with_data: bool) -> None:
         "--no-password",
         f"--file={file}",
         f"--dbname={live.without_password}",
-        # A copy that subscribes would take the rows away from the live database.
+        # A copy that subscribes would take rows away from the live database.
         "--no-publications",
         "--no-subscriptions",
         *([] if with_data else ["--schema-only"]),
@@ -114,12 +119,11 @@ async def _dump(live: DatabaseURL, file: Path, *, with_data: bool) -> None:
 async def _make(
     live: DatabaseURL, name: str, file: Path | None, *, with_data: bool
 ) -> tuple[DatabaseURL, str]:
-    """Make the database where it can be; return the server's address, and words for it."""
+    """Make the database; return its server's address, and the server in words."""
     planned = get_settings().plan_database_url
     server = planned or live
     try:
-        # A table that was never analyzed is taken for one with rows, one that was for an empty one,
-        # which is always read to its end.
+        # Without rows, ANALYZE would make the planner scan every table instead of using indexes.
         await restore_file(server, file, name, analyze=with_data)
     except (DatabaseUnavailableError, RestoreError) as error:
         if planned is not None:
@@ -149,8 +153,8 @@ async def _stamp(url: DatabaseURL, revisions: Sequence[str]) -> None:
 
 
 async def _drop(server: DatabaseURL, name: str) -> None:
-    statement = f"DROP DATABASE IF EXISTS {quote(name)} WITH (FORCE)"
-    until = time.monotonic() + _PATIENCE
+    statement = f"DROP DATABASE IF EXISTS {quote_identifier(name)} WITH (FORCE)"
+    until = time.monotonic() + _DROP_TIMEOUT
     while True:
         try:
             async with maintenance(server) as connection:

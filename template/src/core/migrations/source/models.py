@@ -1,4 +1,4 @@
-"""What the code that runs now knows of the schema: the models of the commit it was made from."""
+"""The models of another commit, such as the one that is deployed."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from core.migrations.errors import MigrationError
-from core.migrations.git import find_commit, git, open_archive
+from core.migrations.source.git import find_commit, git, open_archive
 
-Models = Mapping[str, frozenset[str]]
-"""Tables, with their schema where that is not public, and the columns that they have."""
+ModelColumns = Mapping[str, frozenset[str]]
+"""Columns of the models' tables, by table name, which is qualified unless the schema is public."""
 
-# Of an older commit, import_models() may return one metadata.
+# In older commits import_models() returns one metadata instead of a list.
 _PRINT = """
 import json
 from core.models import import_models
@@ -25,19 +25,20 @@ print(json.dumps({table.fullname: [column.name for column in table.columns] for 
 """
 
 
-def read_models(name: str, *, variable: str) -> Models:
-    """Return the models of a branch or commit.
+def read_models(name: str, *, variable: str) -> ModelColumns:
+    """Return the tables and columns of the models of a branch or commit.
+
+    A commit without models, as from before the project was made from the template, has no tables.
 
     Args:
-        name: of the branch or commit.
-        variable: what it was given as, for messages.
+        name: the branch or commit.
+        variable: the option that `name` was given as, for messages.
 
     Raises:
-        MigrationError: it is not here, or its models can't be imported.
+        MigrationError: the repository has no such commit, or its models can't be imported.
     """
     commit = find_commit(name, variable=variable)
     with tempfile.TemporaryDirectory() as folder:
-        # In a repository that had another project before, or has several, this one may be new.
         if not git("ls-tree", commit, "--", "src/core/models.py"):
             return {}
         try:
@@ -58,6 +59,6 @@ def read_models(name: str, *, variable: str) -> Models:
             f"{variable}={name}: its models can't be imported: "
             f"{(done.stderr.strip().splitlines() or ['?'])[-1]}"
         )
-    # Models may print.
+    # Models may print on import, before the last line.
     tables: dict[str, list[str]] = json.loads(done.stdout.strip().splitlines()[-1])
     return {table.removeprefix("public."): frozenset(columns) for table, columns in tables.items()}

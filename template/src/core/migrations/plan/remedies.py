@@ -1,34 +1,34 @@
-"""The safe way to get where an unsafe statement leads, as the code of Alembic revisions.
+"""Safe ways to reach what an unsafe statement does, as code for Alembic revisions.
 
-After strong_migrations (https://github.com/ankane/strong_migrations#checks) and PostgreSQL's notes
+Based on strong_migrations (https://github.com/ankane/strong_migrations#checks) and PostgreSQL's notes
 on ALTER TABLE (https://www.postgresql.org/docs/current/sql-altertable.html#SQL-ALTERTABLE-NOTES).
 """
 
 import json
 import re
 
-from core.migrations.plan.catalog import Change, ChangeKind, Effect
+from core.migrations.plan.diff import Change, ChangeKind
+from core.migrations.plan.effects import TableEffect
 
 Changes = tuple[Change, ...]
 
 NEXT = "# in the next revision:\n"
-UNDO = "# let downgrade() bring back what upgrade() changed; what can't come back, acknowledge"
-NEXT_RELEASE = "# in a release whose predecessor does not use it any more"
-APART = "# in a revision of its own: a lock is held until its revision ends"
+UNDO = "# let downgrade() restore what upgrade() changed, and acknowledge what can't be restored"
+NEXT_RELEASE = "# in the release after the one that stops using it"
+OWN_REVISION = "# in a revision of its own: a lock is held until the revision ends"
 
 
-def execute(sql: str) -> str:
-    """Return the code that runs a statement."""
+def _execute(sql: str) -> str:
     return f"op.execute({_quoted(sql)})"
 
 
 def _quoted(text: str) -> str:
-    """Return the Python literal of a text."""
+    """Return a text as a Python literal."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def _outside(sql: str) -> str:
-    return f"with op.get_context().autocommit_block():\n    {execute(sql)}"
+    return f"with op.get_context().autocommit_block():\n    {_execute(sql)}"
 
 
 def acknowledge(key: str) -> str:
@@ -36,19 +36,19 @@ def acknowledge(key: str) -> str:
     return "acknowledged = {" + f'{_quoted(key)}: "why nobody misses it"' + "}"
 
 
-def in_batches(effect: Effect, sql: str) -> str:
+def change_in_batches(effect: TableEffect, sql: str) -> str:
     """Return the code that changes rows in batches."""
-    # What is not as plain as this, is for people to take apart.
+    # Anything more complex needs to be rewritten by hand.
     plain = re.fullmatch(r"\s*(UPDATE|DELETE FROM) [\w.\"]+ (SET|WHERE)\b[^;]*;?\s*", sql)
     unclear = re.search(r"\$|--|/\*|\bSELECT\b|\bFROM\b.*\bFROM\b|\bUSING\b", sql)
     of_another = re.search(r"\bUPDATE\b.*\bFROM\b", sql, re.DOTALL)
-    own = plain and not unclear and not of_another and sql.upper().count("WHERE") <= 1
-    statement = sql.strip() if own else f"UPDATE {effect.table} SET ..."
+    simple = plain and not unclear and not of_another and sql.upper().count("WHERE") <= 1
+    statement = sql.strip() if simple else f"UPDATE {effect.table} SET ..."
     return f"# in a revision of its own:\n{_batches(effect.table, effect.key, statement)}"
 
 
-def instead_of_a_rewrite(effect: Effect, changes: Changes, sql: str) -> str:
-    """Return the way to a statement that writes every row of a table anew."""
+def avoid_rewrite(effect: TableEffect, changes: Changes, sql: str) -> str:
+    """Return the code to use instead of a statement that rewrites a table."""
     table = effect.table
     for change in changes:
         if change.table != table:
@@ -59,34 +59,34 @@ def instead_of_a_rewrite(effect: Effect, changes: Changes, sql: str) -> str:
             column = f"{table} ALTER COLUMN {change.name}"
             update = f"UPDATE {table} SET {change.name} = ..."
             return (
-                f"{execute(f'ALTER TABLE {table} ADD COLUMN {change.name} {change.type}')}\n"
-                f"{execute(f'ALTER TABLE {column} SET DEFAULT ...')}\n"
+                f"{_execute(f'ALTER TABLE {table} ADD COLUMN {change.name} {change.type}')}\n"
+                f"{_execute(f'ALTER TABLE {column} SET DEFAULT ...')}\n"
                 f"{NEXT}{_batches(table, effect.key, update)}"
             )
     if re.search(r"\bREFRESH\b", sql, re.IGNORECASE):
         return (
             f"{_outside(f'CREATE UNIQUE INDEX CONCURRENTLY ... ON {table} (...)')}\n"
-            f"{NEXT}{execute(f'REFRESH MATERIALIZED VIEW CONCURRENTLY {table}')}"
+            f"{NEXT}{_execute(f'REFRESH MATERIALIZED VIEW CONCURRENTLY {table}')}"
         )
     if re.search(r"\bVACUUM\b", sql, re.IGNORECASE):
-        return f"{_outside(f'VACUUM (ANALYZE) {table}')}\n# gives space back for new rows"
-    return "# no statement does it without: in a window, acknowledged; or in a copy of the table"
+        return f"{_outside(f'VACUUM (ANALYZE) {table}')}\n# makes the space available for new rows"
+    return "# no statement avoids it: run it in a maintenance window, acknowledged"
 
 
-def instead_of_a_scan(effect: Effect, changes: Changes, sql: str) -> str:
-    """Return the way to a statement that reads every row while it keeps others out."""
+def avoid_scan(effect: TableEffect, changes: Changes, sql: str) -> str:
+    """Return the code to use instead of a statement that reads every row while it blocks others."""
     if way := _of_text(sql):
         return way
     for change in sorted(changes, key=lambda change: change.table != effect.table):
         if change.kind is ChangeKind.CONSTRAINT_ADDED and change.type in "fcpux":
             return _constraint(change)
         if change.kind is ChangeKind.CONSTRAINT_VALIDATED:
-            return f"# in a revision of its own:\n{execute(_validate(change))}"
+            return f"# in a revision of its own:\n{_execute(_validate(change))}"
         if change.kind is ChangeKind.COLUMN_REQUIRED:
             return _required(change)
         if change.kind is ChangeKind.INDEX_BUILT:
             return _index(change)
-    return APART
+    return OWN_REVISION
 
 
 def _of_text(sql: str) -> str:
@@ -97,9 +97,9 @@ def _of_text(sql: str) -> str:
         add = f"ALTER TABLE {attached[1]} ADD CONSTRAINT ck_bounds CHECK (...) NOT VALID"
         validate = f"ALTER TABLE {attached[1]} VALIDATE CONSTRAINT ck_bounds"
         return (
-            "# its bounds as a CHECK, so that ATTACH need not read the rows:\n"
-            f"{execute(add)}\n{NEXT}{execute(validate)}\n"
-            f"# and in the one after it:\n{execute(sql)}"
+            "# the bounds as a CHECK, so that ATTACH does not read the rows:\n"
+            f"{_execute(add)}\n{NEXT}{_execute(validate)}\n"
+            f"# and in the one after it:\n{_execute(sql)}"
         )
     return ""
 
@@ -108,9 +108,11 @@ def _constraint(change: Change) -> str:
     if change.type in "fc":
         definition = f"{change.name} {change.detail} NOT VALID"
         add = f"ALTER TABLE {change.table} ADD CONSTRAINT {definition}"
-        return f"{execute(add)}\n{NEXT}{execute(_validate(change))}"
+        return f"{_execute(add)}\n{NEXT}{_execute(_validate(change))}"
     if change.type == "x":
-        return "# PostgreSQL has no way to build it beside writers: in a window, acknowledged"
+        return (
+            "# PostgreSQL can't build it while rows are written: run it in a window, acknowledged"
+        )
     # UNIQUE NULLS NOT DISTINCT (a, b) INCLUDE (c) DEFERRABLE INITIALLY DEFERRED
     kind = "PRIMARY KEY" if change.type == "p" else "UNIQUE"
     rest = change.detail.removeprefix(kind).strip()
@@ -123,8 +125,8 @@ def _constraint(change: Change) -> str:
     use += deferred[0] if deferred else ""
     first = ""
     if change.type == "p":
-        first = "# columns that may be NULL: first the way to SET NOT NULL (a CHECK, validated)\n"
-    add = execute(f"ALTER TABLE {change.table} {use}")
+        first = "# nullable columns first need SET NOT NULL, by way of a validated CHECK\n"
+    add = _execute(f"ALTER TABLE {change.table} {use}")
     return f"{first}{_outside(index)}\n{NEXT}{add}"
 
 
@@ -133,25 +135,30 @@ def _required(change: Change) -> str:
     check = f"ck_{_bare(table)}_{name}".replace('"', "").lower()
     add = f"ADD CONSTRAINT {check} CHECK ({name} IS NOT NULL) NOT VALID"
     return (
-        f"{execute(f'ALTER TABLE {table} {add}')}\n"
-        f"{NEXT}{execute(f'ALTER TABLE {table} VALIDATE CONSTRAINT {check}')}\n"
+        f"{_execute(f'ALTER TABLE {table} {add}')}\n"
+        f"{NEXT}{_execute(f'ALTER TABLE {table} VALIDATE CONSTRAINT {check}')}\n"
         "# and in the one after it:\n"
-        f"{execute(f'ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL')}\n"
-        f"{execute(f'ALTER TABLE {table} DROP CONSTRAINT {check}')}"
+        f"{_execute(f'ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL')}\n"
+        f"{_execute(f'ALTER TABLE {table} DROP CONSTRAINT {check}')}"
     )
 
 
-def instead_of_a_break(change: Change, key: str) -> str:
-    """Return the way to a change that running code does not notice; `key` is the primary key."""
+def avoid_break(change: Change, key: str) -> str:
+    """Return the code to use instead of a change that breaks running code.
+
+    Args:
+        change: the change.
+        key: the column of the table's primary key; empty if there is none.
+    """
     table, name = change.table, change.name
     way = NEXT_RELEASE
     match change.kind:
         case ChangeKind.TABLE_RENAMED:
             view = f"CREATE VIEW {table} AS SELECT * FROM {change.detail}"
             way = (
-                f"{execute(_renaming(table, change.detail))}\n"
-                f"# the running code goes on with a view of the old name:\n{execute(view)}\n"
-                f"# in a later release:\n{execute(f'DROP VIEW {table}')}"
+                f"{_execute(_renaming(table, change.detail))}\n"
+                f"# running code uses a view of the old name:\n{_execute(view)}\n"
+                f"# in a later release:\n{_execute(f'DROP VIEW {table}')}"
             )
         case ChangeKind.COLUMN_RENAMED:
             way = _another_column(table, key, change, change.detail)
@@ -159,23 +166,23 @@ def instead_of_a_break(change: Change, key: str) -> str:
             way = _another_column(table, key, change, f"{name}_new")
         case ChangeKind.COLUMN_ADDED:
             add = f"ADD COLUMN {name} {change.type} NOT NULL DEFAULT ..."
-            way = execute(f"ALTER TABLE {table} {add}")
+            way = _execute(f"ALTER TABLE {table} {add}")
         case ChangeKind.COLUMN_REQUIRED:
             default = f"ALTER TABLE {table} ALTER COLUMN {name} SET DEFAULT ..."
-            way = f"{execute(default)}\n# or let a release before this one write it"
+            way = f"{_execute(default)}\n# or first release code that writes it"
         case ChangeKind.VIEW_DROPPED:
-            way = f"# in this revision, make it anew with all the columns it had; or:\n{way}"
+            way = f"# create it again in this revision, with all its columns; or:\n{way}"
     return way
 
 
 def _another_column(table: str, key: str, change: Change, new: str) -> str:
     update = f"UPDATE {table} SET {new} = {change.name}::{change.type}"
     return (
-        f"{execute(f'ALTER TABLE {table} ADD COLUMN {new} {change.type}')}\n"
+        f"{_execute(f'ALTER TABLE {table} ADD COLUMN {new} {change.type}')}\n"
         f"# the code writes both; {NEXT[2:]}"
         f"{_batches(table, key, update)}\n"
         f"# the code reads {new}; in a later release:\n"
-        f"{execute(f'ALTER TABLE {table} DROP COLUMN {change.name}')}"
+        f"{_execute(f'ALTER TABLE {table} DROP COLUMN {change.name}')}"
     )
 
 
@@ -196,14 +203,14 @@ def _validate(change: Change) -> str:
 
 
 def _index(change: Change) -> str:
-    """Return the way to an index; of a partitioned table each partition gets its own."""
+    """Return the code to build an index; on a partitioned table, on each partition by itself."""
     if " ON ONLY " in change.detail:
-        only = execute(change.detail)
+        only = _execute(change.detail)
         name = change.name
         return (
             f"{only}\n# then for each partition, in a revision of its own:\n"
             f"{_outside('CREATE INDEX CONCURRENTLY ... ON ...')}\n"
-            f"{execute(f'ALTER INDEX {name} ATTACH PARTITION ...')}"
+            f"{_execute(f'ALTER INDEX {name} ATTACH PARTITION ...')}"
         )
     concurrently = re.sub(r"^(CREATE (?:UNIQUE )?INDEX)", r"\1 CONCURRENTLY", change.detail)
     return f"# in a revision of its own:\n{_outside(concurrently)}"

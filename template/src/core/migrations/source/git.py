@@ -1,4 +1,4 @@
-"""The project's history, where there is a repository and git is installed."""
+"""The project's Git repository, where there is one and Git is installed."""
 
 import io
 import shutil
@@ -14,7 +14,7 @@ _GIT = shutil.which("git") or "git"
 
 
 def git(*arguments: str, folder: Path = ROOT) -> str:
-    """Return what git prints; nothing where it fails, or is not installed."""
+    """Run a Git command; return its output, or an empty string if it fails or Git is missing."""
     try:
         done = subprocess.run(
             [_GIT, *arguments], cwd=folder, capture_output=True, text=True, check=False
@@ -25,10 +25,15 @@ def git(*arguments: str, folder: Path = ROOT) -> str:
 
 
 def find_commit(name: str, *, variable: str, folder: Path = ROOT) -> str:
-    """Return the commit that a branch or revision names.
+    """Return the commit that a branch, tag or commit name stands for.
+
+    Args:
+        name: the name.
+        variable: the option that `name` was given as, for the message.
+        folder: a folder of the repository.
 
     Raises:
-        MigrationError: there is none here; the message names the `variable` that it was given as.
+        MigrationError: the repository has no such commit.
     """
     commit = git("rev-parse", "--verify", "--quiet", name + "^{commit}", folder=folder)
     if not commit:
@@ -40,7 +45,7 @@ def find_commit(name: str, *, variable: str, folder: Path = ROOT) -> str:
 
 
 def open_archive(commit: str, paths: Sequence[str] = (), *, folder: Path = ROOT) -> tarfile.TarFile:
-    """Return the files of a commit, with paths that are relative to the project's folder."""
+    """Return an archive of the files of a commit, with paths relative to `folder`."""
     command = [_GIT, "archive", commit, "--", *paths]
     done = subprocess.run(command, cwd=folder, capture_output=True, check=True)
     return tarfile.open(fileobj=io.BytesIO(done.stdout))
