@@ -344,8 +344,8 @@ def _plan(given: argparse.Namespace) -> int:
     with redirect_stdout(sys.stderr):
         plan = asyncio.run(_ended_in_order(planning))
     # https://no-color.org
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    print(render(plan, Format(given.format), colour=colour))
+    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    print(render(plan, Format(given.format), color=color))
     if any(item.rehearsed.error for item in plan.revisions):
         return 1
     return 0 if plan.safe or given.allow_unsafe else UNSAFE

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from core.migrations.errors import MigrationError
+from core.migrations.observer import Observer
 from core.migrations.plan.snapshot import read_called_source
 from core.migrations.statements import watched_statements
 
@@ -21,7 +22,7 @@ _CREATES_ROUTINE = re.compile(
 _QUOTED = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
-class ServerGuard:
+class ServerGuard(Observer):
     """Observer that refuses a revision's statements on roles, databases and other shared objects.
 
     A scratch copy on the live server does not isolate them.
@@ -32,7 +33,7 @@ class ServerGuard:
         self._shared = shared
         self._in_revision = False
 
-    def begin(self, _revision: str) -> None:
+    def begin(self, _revision: str, /) -> None:
         """Begin a revision."""
         self._in_revision = True
 

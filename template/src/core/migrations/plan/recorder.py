@@ -11,6 +11,7 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.util import await_only
 
 from core.migrations.errors import MigrationError
+from core.migrations.observer import Observer
 from core.migrations.plan.diff import Change
 from core.migrations.plan.effects import EffectReader, StatementEffects
 from core.migrations.plan.fingerprint import Fingerprint, FingerprintReader, settle_search_path
@@ -65,7 +66,7 @@ class RehearsedRevision:
     """Why its downgrade does not restore the schema; empty if it does, or was not run."""
 
 
-class Recorder:
+class Recorder(Observer):
     """Observer that records the statements of each revision, and their effects."""
 
     def __init__(
@@ -88,7 +89,7 @@ class Recorder:
         """Execution context of the statement that runs."""
         self._started = 0.0
 
-    def begin(self, revision: str) -> None:
+    def begin(self, revision: str, /) -> None:
         """Begin a revision."""
         self._paused = False
         with self._pause():

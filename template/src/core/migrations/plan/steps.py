@@ -50,7 +50,7 @@ class StepRunner(ServerGuard):
             return str(error)
         return ""
 
-    def begin(self, revision: str) -> None:
+    def begin(self, revision: str, /) -> None:
         """Begin a revision."""
         super().begin(revision)
         self._outside = False
