@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from alembic_safety.database.statements import watched_statements
 from alembic_safety.errors import MigrationError
 from alembic_safety.plan.snapshot import read_called_source
+from alembic_safety.run.observer import Observer
 
 _SERVER_WIDE = re.compile(
     r"\b(CREATE|ALTER|DROP)\s+(ROLE|USER(?!\s+MAPPING)|GROUP|DATABASE|TABLESPACE|SUBSCRIPTION)\b"
@@ -21,7 +22,7 @@ _CREATES_ROUTINE = re.compile(
 _QUOTED = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
-class ServerGuard:
+class ServerGuard(Observer):
     """Observer that refuses a revision's statements on roles, databases and other shared objects.
 
     A scratch copy on the live server does not isolate them.
@@ -32,7 +33,7 @@ class ServerGuard:
         self._shared = shared
         self._in_revision = False
 
-    def begin(self, _revision: str) -> None:
+    def begin(self, _revision: str, /) -> None:
         """Begin a revision."""
         self._in_revision = True
 

@@ -17,6 +17,7 @@ from alembic_safety.plan.fingerprint import Fingerprint, FingerprintReader, sett
 from alembic_safety.plan.guard import ServerGuard
 from alembic_safety.plan.locks import LockWatcher
 from alembic_safety.plan.snapshot import NamedObject, Relation
+from alembic_safety.run.observer import Observer
 
 _NO_TRANSACTION = re.compile(
     r"\s*(VACUUM|CLUSTER|REINDEX|CREATE\s+(DATABASE|TABLESPACE)|DROP\s+(DATABASE|TABLESPACE)"
@@ -65,7 +66,7 @@ class RehearsedRevision:
     """Why its downgrade does not restore the schema; empty if it does, or was not run."""
 
 
-class Recorder:
+class Recorder(Observer):
     """Observer that records the statements of each revision, and their effects."""
 
     def __init__(
@@ -88,7 +89,7 @@ class Recorder:
         """Execution context of the statement that runs."""
         self._started = 0.0
 
-    def begin(self, revision: str) -> None:
+    def begin(self, revision: str, /) -> None:
         """Begin a revision."""
         self._paused = False
         with self._pause():
