@@ -4,6 +4,7 @@ import importlib
 import os
 import pickle
 import pwd
+import re
 import shutil
 import signal
 import stat
@@ -293,8 +294,8 @@ def test_root_s_server_opens_nothing_to_others(tmp_path: Path) -> None:
 def test_the_server_keeps_one_capability(home: Path) -> None:
     start(home, "app")
     status = Path(f"/proc/{pid_of(home)}/status").read_text()
-    capabilities = dict(line.split(":\t") for line in status.splitlines() if line[:3] == "Cap")
-    assert {int(capabilities[name], 16) for name in ("CapPrm", "CapEff", "CapAmb")} == {1 << 1}
+    held = re.findall(r"^Cap(?:Prm|Eff|Amb):\s+(\w+)$", status, re.MULTILINE)
+    assert [int(mask, 16) for mask in held] == [1 << 1] * 3
 
 
 @needs_root
@@ -303,7 +304,7 @@ def test_without_setpriv_the_server_runs_where_its_user_may_go(
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda _name: None)
     tmp_path.chmod(0o700)
-    assert "with the program setpriv, of util-linux" in refused(
+    assert "; setpriv, of util-linux, would" in refused(
         as_present_user, start, tmp_path / ".postgres", "app"
     )
     with tempfile.TemporaryDirectory(dir="/tmp") as open_folder:
@@ -368,6 +369,19 @@ def test_a_parent_folder_closed_meanwhile_keeps_no_server_from_being_stopped(
     else:
         assert act(start, running, "app") == url
     assert act(stop, running)
+
+
+@needs_root
+@pytest.mark.parametrize("act", ["nobody"], indirect=True)
+def test_root_in_another_user_s_project_leaves_the_server_to_that_user(
+    home: Path, act: Act
+) -> None:
+    url = start(home, "app")
+    status = Path(f"/proc/{pid_of(home)}/status").read_text()
+    assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE)
+    assert act(start, home, "app") == url
+    assert act(stop, home)
+    assert act(start, home, "app") == url == start(home, "app")
 
 
 @needs_root
