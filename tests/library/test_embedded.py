@@ -328,20 +328,17 @@ def test_a_stopped_server_is_named_and_can_be_ended(running: Path, act: Act) -> 
     assert act(start, running, "app") == url
 
 
-@pytest.mark.parametrize("content", ["garbage\n\0\xff\n", "", "the test's pid", "none"])
+@pytest.mark.parametrize("content", ["garbage\n\0\xff\n", "", "the test's pid"])
 def test_a_wrong_pid_file_is_no_obstacle(running: Path, act: Act, content: str) -> None:
     old = pid_of(running)
-    if content == "none":
-        pid_file(running).unlink()
-    else:
-        lines = pid_file(running).read_text().splitlines()[1:]
-        text = "\n".join([str(os.getpid()), *lines, ""]) if "pid" in content else content
-        pid_file(running).write_text(text, encoding="latin-1")
     if "pid" in content:
+        lines = pid_file(running).read_text().splitlines()[1:]
         os.kill(old, signal.SIGKILL)  # as after a crash of the machine
+        content = "\n".join([str(os.getpid()), *lines, ""])
+    pid_file(running).write_text(content, encoding="latin-1")
     assert act(select, act(start, running, "app")) == "app"
     assert pid_of(running) not in {old, os.getpid()}
-    pid_file(running).write_text(content)
+    pid_file(running).write_text(content, encoding="latin-1")
     assert stopped_by_command(running) == "PostgreSQL stopped.\n"
 
 
