@@ -257,10 +257,20 @@ def test_no_umask_opens_files_or_stops_the_server(home: Path, act: Act, mask: in
 @one_user
 def test_the_log_of_an_earlier_release_is_closed(home: Path, act: Act) -> None:
     act(home.mkdir, 0o755)
-    act((home / "server.log").touch, 0o644)
+    for name in ("lock", "server.log"):
+        act((home / name).touch, 0o644)
     act(start, home, "app")
     assert stat.S_IMODE((home / "server.log").stat().st_mode) == 0o600
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
+
+
+@one_user
+def test_a_folder_of_other_files_is_left_alone(folder: Path, act: Act) -> None:
+    folder.chmod(0o755)
+    (folder / "mine").touch()
+    assert "holds other files" in refused(act, start, folder, "app")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    assert [path.name for path in folder.iterdir()] == ["mine"]
 
 
 @needs_root

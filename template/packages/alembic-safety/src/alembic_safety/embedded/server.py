@@ -40,8 +40,7 @@ def start(home: Path, database: str) -> str:
     binaries()  # raises before a folder is made
     server = _Server(home)
     with readable_errors(home):
-        server.home.mkdir(mode=0o700, exist_ok=True)
-        server.account.close(server.home)
+        server.make_home()
         with server.lock(START_TIMEOUT):
             folder = server.running() or server.start()
             server.ensure_database(database, folder)
@@ -81,6 +80,16 @@ class _Server:
     def account(self) -> Account:
         return find_account(self.data)
 
+    def make_home(self) -> None:
+        try:
+            self.home.mkdir(mode=0o700)
+        except FileExistsError:
+            if not (self.home / "lock").exists() and any(self.home.iterdir()):
+                raise EmbeddedPostgresError(
+                    f"{self.home} holds other files; choose a folder for the server alone"
+                ) from None
+        self.account.close(self.home)
+
     @contextmanager
     def lock(self, timeout: float) -> Iterator[None]:
         """Keep other commands from starting or stopping this server."""
@@ -105,7 +114,7 @@ class _Server:
 
     def _open(self, path: Path, flags: int) -> int:
         """Open a file that is closed to others and belongs to the owner of its folder."""
-        descriptor = os.open(path, flags | os.O_CREAT, 0o600)
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         os.fchmod(descriptor, 0o600)
         if os.geteuid() == 0:
             os.fchown(descriptor, self.home.stat().st_uid, -1)
