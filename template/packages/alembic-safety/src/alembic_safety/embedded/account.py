@@ -3,6 +3,7 @@
 import os
 import pwd
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from alembic_safety.embedded.errors import EmbeddedPostgresError
+
+_CLOSED = 0o700
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +32,11 @@ class Account:
 
     def close(self, folder: Path) -> None:
         """Let nobody but the owner into `folder`."""
-        if folder.stat().st_uid != self.owner:
+        found = folder.stat()
+        if found.st_uid != self.owner:
             os.chown(folder, self.owner, -1)
-        folder.chmod(0o700)
+        if stat.S_IMODE(found.st_mode) != _CLOSED:
+            folder.chmod(_CLOSED)
 
 
 def find_account(data: Path) -> Account:
@@ -49,16 +54,18 @@ def find_account(data: Path) -> Account:
                 "run as another user"
             ) from None
         return Account(uid=os.geteuid(), gid=os.getegid(), owner=os.geteuid())
-    user = _user_for_root(data)
+    project = data.parent.parent
+    user = _user_for_root(data, project)
     setpriv = shutil.which("setpriv")
-    if setpriv is None:  # macOS, or an image without util-linux
+    if user.pw_uid == project.stat().st_uid or setpriv is None:
+        # The server of a user whose project root is in; or macOS, or an image without util-linux.
+        wanted = "" if setpriv else "; setpriv, of util-linux, would let it into closed folders"
         return Account(
             uid=user.pw_uid,
             gid=user.pw_gid,
             owner=user.pw_uid,
             options={"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []},
-            hint=f" (root's PostgreSQL runs as the user {user.pw_name}; with the program setpriv, "
-            "of util-linux, it can pass folders that are closed to that user)",
+            hint=f" (root's PostgreSQL runs as the user {user.pw_name}{wanted})",
         )
     # CAP_DAC_OVERRIDE passes closed folders as root does, and Docker's root has it, too, unlike
     # CAP_DAC_READ_SEARCH and mount or user namespaces. Other processes of the user can't make use
@@ -78,9 +85,9 @@ def find_account(data: Path) -> Account:
     return Account(uid=user.pw_uid, gid=user.pw_gid, owner=0, command=command)
 
 
-def _user_for_root(data: Path) -> pwd.struct_passwd:
+def _user_for_root(data: Path, project: Path) -> pwd.struct_passwd:
     """Return the owner of the data or the project, else the user postgres or nobody."""
-    for folder in (data, data.parent.parent):
+    for folder in (data, project):
         if folder.exists() and (uid := folder.stat().st_uid) != 0:
             with suppress(KeyError):
                 return pwd.getpwuid(uid)

@@ -40,7 +40,7 @@ def start(home: Path, database: str) -> str:
     binaries()  # raises before a folder is made
     server = _Server(home)
     with readable_errors(home):
-        server.home.mkdir(mode=0o700, exist_ok=True)
+        server.make_home()
         with server.lock(START_TIMEOUT):
             folder = server.running() or server.start()
             server.ensure_database(database, folder)
@@ -80,11 +80,21 @@ class _Server:
     def account(self) -> Account:
         return find_account(self.data)
 
+    def make_home(self) -> None:
+        try:
+            self.home.mkdir(mode=0o700)
+        except FileExistsError:
+            if not (self.home / "lock").exists() and any(self.home.iterdir()):
+                raise EmbeddedPostgresError(
+                    f"{self.home} holds other files; choose a folder for the server alone"
+                ) from None
+        self.account.close(self.home)
+
     @contextmanager
     def lock(self, timeout: float) -> Iterator[None]:
         """Keep other commands from starting or stopping this server."""
         path = self.home / "lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = self._open(path, os.O_RDWR)
         try:
             deadline = time.monotonic() + timeout
             while True:
@@ -101,6 +111,14 @@ class _Server:
             yield
         finally:
             os.close(descriptor)
+
+    def _open(self, path: Path, flags: int) -> int:
+        """Open a file that is closed to others and belongs to the owner of its folder."""
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        os.fchmod(descriptor, 0o600)
+        if os.geteuid() == 0:
+            os.fchown(descriptor, self.home.stat().st_uid, -1)
+        return descriptor
 
     def running(self) -> Path | None:
         """Return the socket's folder if the server answers, None if it has to be started."""
@@ -146,7 +164,6 @@ class _Server:
         # One that does not answer: its start was interrupted, its socket or its data were deleted,
         # or the project was moved.
         self.stop()
-        self.account.close(self.home)
         if not self.data.exists():
             self._initialize()
         # Left by a crash, or copied along with the project: its pid may be another process's.
@@ -183,9 +200,8 @@ class _Server:
         }
         command = [str(self.programs / "postgres"), "-D", str(self.data)]
         command += [f"--{name}={value}" for name, value in settings.items()]
-        log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        log = self._open(self.log, os.O_WRONLY | os.O_TRUNC)
         try:
-            os.fchmod(log, 0o600)
             return subprocess.Popen(
                 [*self.account.command, *command],
                 stdin=subprocess.DEVNULL,

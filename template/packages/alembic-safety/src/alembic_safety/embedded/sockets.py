@@ -16,7 +16,7 @@ PORT = 5432  # names the socket file; nothing listens on TCP
 SUPERUSER = "postgres"
 # The shortest limit of the supported systems: sun_path of macOS holds 104 bytes with the NUL.
 _LONGEST_PATH = 103
-_ANSWER_TIMEOUT = 5.0
+_ANSWER_TIMEOUT = 3.0
 # Every server answers an SSLRequest with one byte, and asks for no password before.
 _SSL_REQUEST = struct.pack("!II", 8, 80877103)
 
@@ -58,7 +58,7 @@ def answers(folder: Path) -> bool:
     """Return whether a server behind the socket in `folder` takes connections.
 
     Raises:
-        TimeoutError: there is one, and it gave no answer in 5 seconds.
+        TimeoutError: there is one, and it gave no answer in 3 seconds.
     """
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(_ANSWER_TIMEOUT)
