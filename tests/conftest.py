@@ -69,7 +69,7 @@ def database_url(server: DatabaseURL, database: psycopg.Connection[TupleRow]) ->
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the working tree without its history, so that Copier takes it as it is."""
-    target = tmp_path_factory.mktemp("template") / "template"
+    target = tmp_path_factory.mktemp("template") / "the template"
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -115,7 +115,7 @@ def render(render_once: RenderOnce, synced: dict[str, str], tmp_path: Path) -> I
     """Render a project: `render(project_name="Orders", ...)`."""
     projects: list[Project] = []
 
-    def render(folder: str = "project", **answers: object) -> Project:
+    def render(folder: str = "a project", **answers: object) -> Project:
         rendered = render_once(tuple(sorted(answers.items())))
         project = Project(shutil.copytree(rendered, tmp_path / folder), **synced)
         projects.append(project)

@@ -82,7 +82,7 @@ def runner(repository: Project, database_url: DatabaseURL, store: Path, tmp_path
     programs = embedded_postgres.binaries()
     return Runner(
         origin=tmp_path / "origin.git",
-        folder=tmp_path / "builds",
+        folder=tmp_path / "the builds",
         service=database_url.libpq,
         settings={"PRODUCTION_DATABASE_URL": database_url.libpq},
         environment={
@@ -554,7 +554,7 @@ HOOK = """
 @pytest.fixture
 def releases(template: Path, tmp_path: Path) -> Project:
     """The template as a repository with a release."""
-    releases = Project(shutil.copytree(template, tmp_path / "template"))
+    releases = Project(shutil.copytree(template, tmp_path / "the template"))
     releases.commit("A release")
     releases.run("git", "tag", "v1.0.0")
     return releases
@@ -564,9 +564,9 @@ def releases(template: Path, tmp_path: Path) -> Project:
 def copied(releases: Project, synced: dict[str, str], tmp_path: Path) -> Project:
     """A project copied from the release and pushed to origin, which notes the options of a push."""
     Project(tmp_path).run(
-        "copier", "copy", "--defaults", "--data", "ci=gitlab", str(releases.path), "copied"
+        "copier", "copy", "--defaults", "--data", "ci=gitlab", str(releases.path), "a copy"
     )
-    project = Project(tmp_path / "copied", **synced)
+    project = Project(tmp_path / "a copy", **synced)
     project.commit()
     origin = tmp_path / "origin.git"
     project.run("git", "init", "--quiet", "--bare", "--initial-branch=main", str(origin))
@@ -583,14 +583,17 @@ def copied(releases: Project, synced: dict[str, str], tmp_path: Path) -> Project
 def weekly(copied: Project, tmp_path: Path) -> Runner:
     """A runner for which GitLab's address of the project is origin."""
     origin = tmp_path / "origin.git"
+    program = tmp_path / "the tools" / "copier"
+    program.parent.mkdir()
+    program.symlink_to(Path(sys.executable).with_name("copier"))
     return Runner(
         origin=origin,
-        folder=tmp_path / "builds",
+        folder=tmp_path / "the builds",
         service="none",
         settings={"TEMPLATE_TOKEN": "a-token"},
         environment={
             **copied.environment,
-            "COPIER": str(Path(sys.executable).with_name("copier")),
+            "COPIER": str(program),
             "GIT_CONFIG_COUNT": "1",
             "GIT_CONFIG_KEY_0": f"url.{origin}.insteadOf",
             "GIT_CONFIG_VALUE_0": ADDRESS,

