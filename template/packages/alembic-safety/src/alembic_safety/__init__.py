@@ -1,0 +1,1 @@
+"""Safe Alembic migrations on PostgreSQL."""
