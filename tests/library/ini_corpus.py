@@ -481,7 +481,7 @@ CASES = [
         "hook-without-type",
         f"script_location = migrations\n{URL}\n[post_write_hooks]\nhooks = black\n",
         {**PLAIN, "post_write_hooks": [{"name": "black"}]},
-        says=("alembic.ini:5: Alembic rejects the hook black",),
+        says=("alembic.ini:5: hook black has no black.type",),
     ),
     # Not listed: the hook does not run.
     Case(

@@ -28,7 +28,7 @@ def hooks_from_ini(converter: ValueConverter) -> list[Table] | None:
         if "type" not in hook:
             where = ini.location(SECTION, "hooks")
             converter.notes.append(
-                f"{where}: Alembic rejects the hook {name}, for want of {name}.type"
+                f"{where}: hook {name} has no {name}.type; Alembic rejects the hook"
             )
         hooks.append({"name": name, **hook})
     return hooks
