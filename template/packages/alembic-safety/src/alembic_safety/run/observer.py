@@ -11,7 +11,7 @@ class Observer(Protocol):
     A program passes one as `Config(attributes={"observer": ...})`.
     """
 
-    def begin(self, revision: str) -> None:
+    def begin(self, revision: str, /) -> None:
         """Begin a revision. Called before its `upgrade()` or `downgrade()`, outside a transaction."""
 
     def end(self) -> None:

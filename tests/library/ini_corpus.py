@@ -1,6 +1,6 @@
-"""alembic.ini files as public projects have them: each with what is special to it, and what must come of it.
+"""alembic.ini files in the forms that public projects use, and the expected result of each.
 
-They were written for this suite; what they do was seen in public repositories.
+The files were written for this suite.
 """
 
 from dataclasses import dataclass, field
@@ -70,7 +70,13 @@ def env(
     url: str = 'config.get_main_option("sqlalchemy.url")',
     engine: str = 'engine_from_config(config.get_section(config.config_ini_section), prefix="sqlalchemy.")',
 ) -> str:
-    """Return an env.py: its head, how it finds the URL offline, how it makes the engine."""
+    """Return the text of an env.py.
+
+    Args:
+        head: the code after the imports.
+        url: the expression for the URL of offline runs.
+        engine: the expression for the engine of online runs.
+    """
     imports = "import os\nfrom logging.config import fileConfig\n\nfrom alembic import context\n"
     imports += "from sqlalchemy import create_engine, engine_from_config, pool\n\n"
     return imports + head + OFFLINE_AND_ONLINE.format(url=url, engine=engine)
@@ -82,24 +88,24 @@ FILE_CONFIG = f"{CONFIG}fileConfig(config.config_file_name)\n"
 
 @dataclass(frozen=True)
 class Case:
-    """An ini, the project around it, and what must come of it."""
+    """An ini, its project, and the expected result."""
 
     name: str
     ini: str
     """The text after `[alembic]`; a text that begins with `[` is the whole file."""
     table: dict[str, Any]
-    """Of `[tool.alembic]`: exactly these keys, without those of `logging`."""
+    """The expected `[tool.alembic]`, without `logging`."""
     env: str = "generic"
     """The name of a template of `alembic init`, or the text of env.py."""
     location: str = "migrations"
     versions: tuple[str, ...] = ()
-    """The folders of the revisions, in turn; by default those of `location`."""
+    """The folders of the revisions, used in turn; by default `versions` in `location`."""
     files: dict[str, str] = field(default_factory=dict)
     logging: bool = True
     says: tuple[str, ...] = ()
-    """What has to stand in the output."""
+    """Expected parts of the output."""
     never: tuple[str, ...] = ("s3cret",)
-    """What must not stand in the output, nor in any file but the old one."""
+    """Secrets that only the old file may hold."""
     arguments: tuple[str, ...] = ()
 
 
@@ -107,7 +113,7 @@ HERE = {"script_location": "%(here)s/migrations"}
 PLAIN = {"script_location": "migrations"}
 
 CASES = [
-    # --- As `alembic init` wrote it, in its time
+    # --- Files of `alembic init`
     # Alembic 1.16 and later.
     Case(
         "init-1.16",
@@ -115,19 +121,19 @@ CASES = [
         {**HERE, "prepend_sys_path": ["."]},
         says=("set DATABASE_URL=postgresql://me:***@db.example.com/app",),
     ),
-    # Alembic 1.8 to 1.15: no %(here)s, version_path_separator with nothing to separate.
+    # Alembic 1.8 to 1.15: no %(here)s; version_path_separator without version_locations.
     Case(
         "init-1.8",
         f"script_location = migrations\nprepend_sys_path = .\nversion_path_separator = os\n{URL}\n[post_write_hooks]\n",
         {**PLAIN, "prepend_sys_path": ["."]},
     ),
-    # Alembic 1.7 wrote a comment behind the value, which is part of it: seen in hundreds of projects.
+    # Alembic 1.7 wrote a comment after the value, which becomes part of the value.
     Case(
         "init-1.7-comment-in-the-separator",
         f"script_location = migrations\nprepend_sys_path = .\nversion_path_separator = os  # Use os.pathsep. Default configuration used for new projects.\n{URL}\n",
         {**PLAIN, "prepend_sys_path": ["."]},
     ),
-    # Alembic before 1.5: neither prepend_sys_path nor hooks; `alembic` as the folder's name.
+    # Alembic before 1.5: neither prepend_sys_path nor hooks; the folder is `alembic`.
     Case(
         "init-1.0",
         f"script_location = alembic\n{URL}\n",
@@ -142,7 +148,7 @@ CASES = [
         env="async",
         says=("set DATABASE_URL=postgresql+asyncpg://me:***@db/app",),
     ),
-    # `alembic init -t multidb`: a URL for each database, and SQL for each in a file.
+    # `alembic init -t multidb`: a URL and a file of SQL for each database.
     Case(
         "init-multidb",
         "script_location = migrations\nprepend_sys_path = .\ndatabases = engine1, engine2\n[engine1]\nsqlalchemy.url = postgresql://me:s3cret@db/one\n[engine2]\nsqlalchemy.url = sqlite:///two.db\n",
@@ -153,14 +159,14 @@ CASES = [
             "set ENGINE2_DATABASE_URL=sqlite:///two.db",
         ),
     ),
-    # A database's section with more than a URL.
+    # A database's section with an option next to the URL.
     Case(
         "multidb-with-options",
         "script_location = migrations\ndatabases = main,archive\n[main]\nsqlalchemy.url = postgresql://me:s3cret@db/one\nsqlalchemy.echo = false\n[archive]\nsqlalchemy.url = sqlite://\n",
         {**PLAIN, "databases": "main,archive", "sections": {"main": {"sqlalchemy.echo": "false"}}},
         env="multidb",
     ),
-    # `alembic init -t pyproject`: the ini holds the URL and the logging only.
+    # `alembic init -t pyproject`: the ini has only the URL and the logging.
     Case(
         "init-pyproject",
         f"{URL}\n",
@@ -170,7 +176,7 @@ CASES = [
             "pyproject.toml": '[tool.alembic]\nscript_location = "%(here)s/migrations"\nprepend_sys_path = ["."]\n'
         },
     ),
-    # `alembic init -t pyproject_async`, with a key in both: the ini's is in force.
+    # `alembic init -t pyproject_async`; of an option in both files, the ini's value counts.
     Case(
         "both-files-have-a-key",
         "timezone = Europe/Paris\nsqlalchemy.url = postgresql+asyncpg://me:s3cret@db/app\n",
@@ -184,15 +190,15 @@ CASES = [
             "pyproject.toml": '[tool.alembic]\nscript_location = "%(here)s/migrations" # where\ntimezone = "UTC"\ntruncate_slug_length = 30\n'
         },
     ),
-    # --- Where things are
-    # A project in src, env.py deep in a package: FastAPI services laid out by layers.
+    # --- script_location
+    # env.py deep in a package below src: FastAPI services laid out by layers.
     Case(
         "deep-location",
         f"script_location = src/app/db/migrations\nprepend_sys_path = src\n{URL}\n",
         {"script_location": "src/app/db/migrations", "prepend_sys_path": ["src"]},
         location="src/app/db/migrations",
     ),
-    # A resource of a package: libraries that ship their migrations.
+    # A package's resource: libraries that ship their migrations.
     Case(
         "package-resource",
         f"script_location = shop:migrations\nprepend_sys_path = .\n{URL}\n",
@@ -208,7 +214,7 @@ CASES = [
         location="src/shop/db/migrations",
         files={"src/shop/__init__.py": "", "src/shop/db/__init__.py": ""},
     ),
-    # ./ before, / behind.
+    # A leading ./ and a trailing /.
     Case(
         "dot-slash",
         f"script_location = ./migrations/\n{URL}\n",
@@ -221,15 +227,15 @@ CASES = [
         {"script_location": "%(here)s/app/../migrations"},
         files={"app/__init__.py": ""},
     ),
-    # A value that refers to another: of the section, and of [DEFAULT].
+    # Interpolation from the section and from [DEFAULT].
     Case(
         "interpolation",
         f"[DEFAULT]\nbase = %(here)s/db\n[alembic]\nscript_location = %(base)s/%(folder)s\nfolder = migrations\n{URL}\n",
         {"script_location": "%(here)s/db/migrations"},
         location="db/migrations",
         says=(
-            "alembic.ini:5: folder stays behind: env.py does not read it",
-            "alembic.ini:2: base stays behind",
+            "alembic.ini:5: folder is not imported: env.py does not read it",
+            "alembic.ini:2: base is not imported",
         ),
     ),
     # Spaces in a path.
@@ -246,7 +252,7 @@ CASES = [
         {"script_location": "%(here)s/миграции"},
         location="миграции",
     ),
-    # --- version_locations and prepend_sys_path, by each separator
+    # --- version_locations and prepend_sys_path, with each separator
     Case(
         "locations-colon",
         f"script_location = migrations\npath_separator = :\nversion_locations = %(here)s/a:%(here)s/b\n{URL}\n",
@@ -281,7 +287,7 @@ CASES = [
         },
         versions=("a", "b", "migrations/versions"),
     ),
-    # The separator's name until Alembic 1.16; it says nothing of prepend_sys_path.
+    # The separator's name before Alembic 1.16; it does not apply to prepend_sys_path.
     Case(
         "old-separator-colon",
         f"script_location = migrations\nversion_path_separator = :\nversion_locations = a:b\nprepend_sys_path = . src,lib:more\n{URL}\n",
@@ -294,21 +300,21 @@ CASES = [
         {**PLAIN, "version_locations": ["a", "b"]},
         versions=("a", "b"),
     ),
-    # Both names: the new one is in force.
+    # Both names: the newer one counts.
     Case(
         "both-separators",
         f"script_location = migrations\nversion_path_separator = space\npath_separator = ;\nversion_locations = a;b\n{URL}\n",
         {**PLAIN, "version_locations": ["a", "b"]},
         versions=("a", "b"),
     ),
-    # None at all: commas and spaces, as before 1.7 (Neutron and other OpenStack projects).
+    # No separator: commas and spaces, as before 1.7 (Neutron and other OpenStack projects).
     Case(
         "no-separator",
         f"script_location = migrations\nversion_locations = a, b migrations/versions\n{URL}\n",
         {**PLAIN, "version_locations": ["a", "b", "migrations/versions"]},
         versions=("a", "b", "migrations/versions"),
     ),
-    # A package's resource among the locations, where no colon separates.
+    # A package's resource among the locations.
     Case(
         "location-of-a-package",
         f"script_location = migrations\npath_separator = space\nversion_locations = plugin:versions migrations/versions\nprepend_sys_path = .\n{URL}\n",
@@ -320,13 +326,13 @@ CASES = [
         versions=("plugin/versions", "migrations/versions"),
         files={"plugin/__init__.py": ""},
     ),
-    # Two paths to the code in one line, parted by spaces (legacy).
+    # Two import paths separated by spaces (legacy).
     Case(
         "paths-by-spaces",
         f"script_location = migrations\nprepend_sys_path = . ./src\n{URL}\n",
         {**PLAIN, "prepend_sys_path": [".", "./src"]},
     ),
-    # Revisions in folders by year.
+    # Revisions in one folder per year.
     Case(
         "recursive",
         f"script_location = migrations\nrecursive_version_locations = true\nfile_template = %%(year)d/%%(month).2d/%%(rev)s_%%(slug)s\n{URL}\n",
@@ -352,7 +358,7 @@ CASES = [
         f"script_location = migrations\nfile_template = %%(epoch)s_%%(rev)s\n{URL}\n",
         {**PLAIN, "file_template": "%%(epoch)s_%%(rev)s"},
     ),
-    # A percent sign that is no token.
+    # A literal percent sign.
     Case(
         "file-template-percent",
         f"script_location = migrations\nfile_template = 100%%%%_%%(rev)s\n{URL}\n",
@@ -363,7 +369,7 @@ CASES = [
         f"script_location = migrations\ntimezone = UTC\ntruncate_slug_length = 60\noutput_encoding = latin-1\n{URL}\n",
         {**PLAIN, "timezone": "UTC", "truncate_slug_length": 60, "output_encoding": "latin-1"},
     ),
-    # `timezone =` as the template has it behind its comment sign, uncommented.
+    # `timezone =`, a commented line of the stock file without its comment sign.
     Case(
         "timezone-empty",
         f"script_location = migrations\ntimezone =\nversion_locations =\n{URL}\n",
@@ -374,7 +380,7 @@ CASES = [
         f"script_location = migrations\nsourceless = false\nrevision_environment = true\n{URL}\n",
         {**PLAIN, "sourceless": False, "revision_environment": True},
     ),
-    # Alembic takes `true` alone for two of them, and much for the third.
+    # Alembic accepts only `true` for two of them and many spellings for the third.
     Case(
         "booleans-odd",
         f"script_location = migrations\nsourceless = True\nrevision_environment = yes\nrecursive_version_locations = 1\n{URL}\n",
@@ -385,17 +391,17 @@ CASES = [
             "recursive_version_locations": False,
         },
         says=(
-            "alembic.ini:3: sourceless = True is false to Alembic",
-            "alembic.ini:5: recursive_version_locations = 1 is false",
+            "alembic.ini:3: sourceless = True: Alembic reads the value as false",
+            "alembic.ini:5: recursive_version_locations = 1: Alembic reads the value as false",
         ),
     ),
-    # Keys in capitals, colons, no spaces, comments of both kinds.
+    # Capital letters, colons, no spaces, both kinds of comments.
     Case(
         "ini-syntax",
         f"; a comment\nScript_Location:migrations\nTIMEZONE=UTC\n# another\n{URL}\n",
         {**PLAIN, "timezone": "UTC"},
     ),
-    # Windows line ends.
+    # Windows line endings.
     Case(
         "crlf",
         f"script_location = migrations\r\ntimezone = UTC\r\n{URL}\r\n",
@@ -447,7 +453,7 @@ CASES = [
             ],
         },
     ),
-    # Several, by comma and by space, in an order that matters; one with a folder to run in.
+    # Several, separated by comma and by space, in order; one with a working directory.
     Case(
         "hooks-several",
         f"script_location = migrations\n{URL}\n[post_write_hooks]\nhooks = isort, black ruff\nisort.type = console_scripts\nisort.entrypoint = isort\nblack.type = console_scripts\nblack.entrypoint = black\nruff.type = exec\nruff.executable = ruff\nruff.cwd = %(here)s\n",
@@ -460,7 +466,7 @@ CASES = [
             ],
         },
     ),
-    # A type of one's own, registered in env.py, with a percent sign in an option.
+    # A custom type, with a percent sign in an option.
     Case(
         "hook-of-ones-own",
         f"script_location = migrations\nrevision_environment = true\n{URL}\n[post_write_hooks]\nhooks = spaces\nspaces.type = spaces_to_tabs\nspaces.share = 100%%\n",
@@ -470,14 +476,14 @@ CASES = [
             "post_write_hooks": [{"name": "spaces", "type": "spaces_to_tabs", "share": "100%%"}],
         },
     ),
-    # Named and never described: Alembic refuses it when a revision is written.
+    # Listed without options: Alembic rejects the hook when it writes a revision.
     Case(
         "hook-without-type",
         f"script_location = migrations\n{URL}\n[post_write_hooks]\nhooks = black\n",
         {**PLAIN, "post_write_hooks": [{"name": "black"}]},
-        says=("alembic.ini:5: the hook black has no black.type",),
+        says=("alembic.ini:5: hook black has no black.type",),
     ),
-    # Described and never named: it does not run.
+    # Not listed: the hook does not run.
     Case(
         "hook-not-named",
         f"script_location = migrations\n{URL}\n[post_write_hooks]\nblack.type = console_scripts\nblack.entrypoint = black\n",
@@ -492,7 +498,7 @@ CASES = [
         says=("postgresql://me:***@db/app",),
         never=("s3cret",),
     ),
-    # SQLite, by a path relative to the ini.
+    # SQLite, with a path relative to the ini.
     Case(
         "url-sqlite-here",
         "script_location = migrations\nsqlalchemy.url = sqlite:///%(here)s/app.db\n",
@@ -505,14 +511,14 @@ CASES = [
         PLAIN,
         says=("DATABASE_URL=sqlite:///./app.db",),
     ),
-    # The placeholder, left as it was: --sql can't run, before or after.
+    # The URL of the stock file: --sql fails before and after.
     Case(
         "url-placeholder",
         "script_location = migrations\nsqlalchemy.url = driver://user:pass@localhost/dbname\n",
         PLAIN,
-        says=("fails before and after, in the same way", "sqlalchemy.dialects:driver"),
+        says=("fails with the same error before and after", "sqlalchemy.dialects:driver"),
     ),
-    # Options of the engine beside it.
+    # Engine options next to the URL.
     Case(
         "engine-options",
         f"script_location = migrations\n{URL}\nsqlalchemy.echo = true\nsqlalchemy.pool_size = 5\n",
@@ -521,7 +527,7 @@ CASES = [
             "sections": {"alembic": {"sqlalchemy.echo": "true", "sqlalchemy.pool_size": "5"}},
         },
     ),
-    # Names that env.py fills in: the FastAPI boilerplates' way.
+    # Placeholders that env.py fills in, as in FastAPI boilerplates.
     Case(
         "url-filled-in",
         "script_location = migrations\nsqlalchemy.url = postgresql://%(DB_USER)s:%(DB_PASS)s@%(DB_HOST)s/app\n",
@@ -529,9 +535,9 @@ CASES = [
         env=env(
             f'{FILE_CONFIG}section = config.config_ini_section\nfor name in ("DB_USER", "DB_PASS", "DB_HOST"):\n    config.set_section_option(section, name, os.environ.get(name, "x"))\n'
         ),
-        says=("alembic.ini:3: sqlalchemy.url is filled in by env.py, and now stands there",),
+        says=("alembic.ini:3: sqlalchemy.url moves to env.py, which fills in its placeholders",),
     ),
-    # Braces for str.format.
+    # Placeholders for str.format.
     Case(
         "url-braces",
         "script_location = migrations\nsqlalchemy.url = postgresql://{DB_USER}:{DB_PASS}@db/app\n",
@@ -541,7 +547,7 @@ CASES = [
             url='config.get_main_option("sqlalchemy.url").format(DB_USER="a", DB_PASS="b")',
         ),
     ),
-    # Set by env.py from the application's settings, the ini's is never read.
+    # env.py sets the URL from the application's settings and never reads the ini's.
     Case(
         "url-from-settings",
         "script_location = migrations\nsqlalchemy.url = driver://user:pass@localhost/dbname\n",
@@ -549,9 +555,9 @@ CASES = [
         env=env(
             f'{CONFIG}config.set_main_option("sqlalchemy.url", os.environ.get("APP_DB", "postgresql://a@b/c"))\nif config.config_file_name is not None:\n    fileConfig(config.config_file_name)\n'
         ),
-        says=("sqlalchemy.url stays behind: env.py sets its own",),
+        says=("sqlalchemy.url is not imported: env.py sets the URL itself",),
     ),
-    # Set by env.py where a variable is there, else the ini's.
+    # env.py sets the URL if a variable is set, and else uses the ini's.
     Case(
         "url-from-settings-or-ini",
         f"script_location = migrations\n{URL}\n",
@@ -560,7 +566,7 @@ CASES = [
             f'{FILE_CONFIG}if os.environ.get("APP_DB"):\n    config.set_main_option("sqlalchemy.url", os.environ["APP_DB"])\n'
         ),
     ),
-    # full-stack-fastapi-template: no URL in the ini, the section is a dictionary to put one into.
+    # full-stack-fastapi-template: env.py adds a URL to the section, which has none.
     Case(
         "url-into-the-section",
         "script_location = migrations\n",
@@ -571,7 +577,7 @@ CASES = [
             engine='engine_from_config(section(), prefix="sqlalchemy.", poolclass=pool.NullPool)',
         ),
     ),
-    # The variable first, the ini as the default.
+    # An environment variable with the ini's URL as the default.
     Case(
         "url-as-a-default",
         f"script_location = migrations\n{URL}\n",
@@ -582,7 +588,7 @@ CASES = [
             engine='create_engine(os.getenv("APP_DB") or config.get_main_option("sqlalchemy.url"))',
         ),
     ),
-    # Empty in the ini on purpose; env.py falls back.
+    # Empty in the ini; env.py has a fallback.
     Case(
         "url-empty",
         "script_location = migrations\nsqlalchemy.url =\n",
@@ -591,14 +597,14 @@ CASES = [
             FILE_CONFIG, url='config.get_main_option("sqlalchemy.url") or "postgresql://a@b/c"'
         ),
     ),
-    # No URL, and a default in the call.
+    # No URL; the call has a default.
     Case(
         "url-default-in-the-call",
         "script_location = migrations\n",
         PLAIN,
         env=env(FILE_CONFIG, url='config.get_main_option("sqlalchemy.url", "postgresql://a@b/c")'),
     ),
-    # The engine is the application's.
+    # The application's engine.
     Case(
         "url-unused",
         f"script_location = migrations\n{URL}\n",
@@ -607,10 +613,10 @@ CASES = [
             FILE_CONFIG, url='"postgresql://a@b/c"', engine='create_engine("postgresql://a@b/c")'
         ),
         says=(
-            "sqlalchemy.url (postgresql://me:***@db.example.com/app) stays behind: env.py does not read it",
+            "sqlalchemy.url (postgresql://me:***@db.example.com/app) is not imported: env.py does not read it",
         ),
     ),
-    # Passed to the engine by name.
+    # The URL as a keyword argument of the engine.
     Case(
         "url-by-name",
         "script_location = migrations\n",
@@ -621,16 +627,16 @@ CASES = [
             engine='engine_from_config(config.get_section(config.config_ini_section), prefix="sqlalchemy.", url=url)',
         ),
     ),
-    # --- Options of one's own
+    # --- Custom options
     # Read by name.
     Case(
         "own-option",
         f"script_location = migrations\nversion_table = my_versions\nschema = app\n{URL}\n",
         {**PLAIN, "schema": "app"},
         env=env(f'{FILE_CONFIG}schema = config.get_main_option("schema", "public")\n'),
-        says=("alembic.ini:3: version_table stays behind: env.py does not read it",),
+        says=("alembic.ini:3: version_table is not imported: env.py does not read it",),
     ),
-    # Tables to leave alone, in a section: the gist that GeoAlchemy projects follow.
+    # A section with tables to exclude, as in GeoAlchemy projects.
     Case(
         "exclude-tables",
         f"script_location = migrations\n{URL}\n[alembic:exclude]\ntables = spatial_ref_sys,topology\n",
@@ -639,14 +645,14 @@ CASES = [
             f'{FILE_CONFIG}exclude = config.get_section("alembic:exclude", {{}}).get("tables", "").split(",")\nassert exclude == ["spatial_ref_sys", "topology"]\n'
         ),
     ),
-    # The same section, with nothing that reads it.
+    # The same section, not read by env.py.
     Case(
         "exclude-tables-unread",
         f"script_location = migrations\n{URL}\n[alembic:exclude]\ntables = spatial_ref_sys\n",
         PLAIN,
-        says=("alembic.ini:4: [alembic:exclude] stays behind",),
+        says=("alembic.ini:4: [alembic:exclude] is not imported",),
     ),
-    # A section asked for by option, one of which holds a secret.
+    # A section read by option; one option is a secret.
     Case(
         "own-section-with-a-secret",
         f"script_location = migrations\n{URL}\n[vault]\naddress = 100%% local\ntoken = s3cret-token\n",
@@ -657,23 +663,23 @@ CASES = [
         says=("set VAULT_TOKEN=",),
         never=("s3cret-token",),
     ),
-    # Another environment's section, for `alembic -n`.
+    # A second environment, for `alembic -n`.
     Case(
         "two-environments",
         f"script_location = migrations\n{URL}\n[testing]\nscript_location = migrations\nsqlalchemy.url = sqlite://\n",
         PLAIN,
-        says=("alembic.ini:4: [testing] stays behind: [tool.alembic] is one table",),
+        says=("alembic.ini:4: [testing] is not imported: [tool.alembic] is one table",),
     ),
-    # No [alembic] at all: schemas of a multi-tenant service, each with a section.
+    # No [alembic]: one section per schema of a multi-tenant service.
     Case(
         "other-name",
         f"[public]\nscript_location = migrations\nprepend_sys_path = .\n{URL}\n[org]\nscript_location = org_migrations\n",
         {**PLAIN, "prepend_sys_path": ["."]},
         arguments=("--name", "public"),
-        says=("alembic.ini:5: [org] stays behind",),
+        says=("alembic.ini:5: [org] is not imported",),
     ),
-    # --- env.py in other words
-    # Calls with names of their own; fileConfig by its module.
+    # --- Variants of env.py
+    # Another name for the configuration; fileConfig called on its module.
     Case(
         "env-other-names",
         f"script_location = migrations\n{URL}\n",
@@ -684,7 +690,7 @@ CASES = [
             engine='engine_from_config(alembic_config.get_section("alembic"), prefix="sqlalchemy.")',
         ),
     ),
-    # No name for the configuration at all.
+    # No name for the configuration.
     Case(
         "env-no-name",
         f"script_location = migrations\n{URL}\n",
@@ -695,7 +701,7 @@ CASES = [
             engine='engine_from_config(context.config.get_section(context.config.config_ini_section), prefix="sqlalchemy.")',
         ),
     ),
-    # The file's name in a variable; annotated; with tabs.
+    # The file's name in a variable; an annotation; tabs.
     Case(
         "env-variable",
         f"script_location = migrations\n{URL}\n",
@@ -704,14 +710,14 @@ CASES = [
             "from alembic.config import Config\n\nconfig: Config = context.config\nini = config.config_file_name\nif ini:\n\tfileConfig(ini)\n"
         ),
     ),
-    # Windows line ends in env.py.
+    # Windows line endings in env.py.
     Case(
         "env-crlf",
         f"script_location = migrations\n{URL}\n",
         PLAIN,
         env=env(FILE_CONFIG).replace("\n", "\r\n"),
     ),
-    # The option in a helper.
+    # The option read in a helper function.
     Case(
         "env-helper",
         f"script_location = migrations\n{URL}\n",
@@ -721,7 +727,7 @@ CASES = [
             url='option("sqlalchemy.url")',
         ),
     ),
-    # The parser itself.
+    # Use of the parser itself.
     Case(
         "env-file-config",
         f"script_location = migrations\n{URL}\n[mine]\nkey = value\n",
@@ -731,7 +737,7 @@ CASES = [
             url='config.file_config["alembic"]["sqlalchemy.url"]',
         ),
     ),
-    # fileConfig only where there is a file.
+    # fileConfig only if the file exists.
     Case(
         "env-guarded",
         f"script_location = migrations\n{URL}\n",
@@ -740,16 +746,16 @@ CASES = [
             f"{CONFIG}if config.config_file_name is not None and os.path.exists('migrations'):\n    fileConfig(config.config_file_name, disable_existing_loggers=False)\n"
         ),
     ),
-    # The file's folder, which is asked for in another way.
+    # Another use of the file's name.
     Case(
         "env-folder-of-the-ini",
         f"script_location = migrations\n{URL}\n",
         PLAIN,
         env=env(f"{FILE_CONFIG}root = os.path.dirname(os.path.abspath(config.config_file_name))\n"),
-        says=("migrations/env.py:9: config_file_name names a file that is no longer there",),
+        says=("migrations/env.py:9: config_file_name names a file that no longer exists",),
     ),
     # --- Logging
-    # None, and env.py wants none.
+    # No logging sections and no fileConfig.
     Case(
         "no-logging",
         f"script_location = migrations\n{URL}\n",
@@ -757,15 +763,15 @@ CASES = [
         env=env(CONFIG),
         logging=False,
     ),
-    # There, and env.py does not read it: structlog and loguru projects.
+    # Logging sections without fileConfig: structlog and loguru projects.
     Case(
         "logging-unread",
         f"script_location = migrations\n{URL}\n",
         PLAIN,
         env=env(CONFIG),
-        says=("the logging sections stay behind",),
+        says=("logging is not imported",),
     ),
-    # A file beside the console, with arguments by name and by place; propagate; %% in a format.
+    # Two handlers, positional and keyword arguments, propagate, %% in a format.
     Case(
         "logging-file",
         f"""script_location = migrations
@@ -806,7 +812,7 @@ class=logging.Formatter
         logging=False,
     ),
     # --- pyproject.toml
-    # Comments, odd spacing, tables of others, no newline at its end.
+    # Comments, odd spacing, other tables, no newline at the end.
     Case(
         "pyproject-kept",
         f"script_location = migrations\n{URL}\n",
@@ -815,7 +821,7 @@ class=logging.Formatter
             "pyproject.toml": '# Mine.\n[project]\nname   = "x" # name\nversion = "1"\n\n\n[tool.ruff] # lint\nline-length=100\nselect = [\n  "A", # a\n]'
         },
     ),
-    # Options of the project's own below [tool.alembic].
+    # A custom table below [tool.alembic].
     Case(
         "pyproject-subtable",
         f"script_location = migrations\n{URL}\n",
@@ -824,7 +830,7 @@ class=logging.Formatter
             "pyproject.toml": '[project]\nname = "x"\nversion = "1"\n\n# Ours.\n[tool.alembic.safety]\nlock_timeout = "2s" # short\n\n[tool.z]\na = 1\n'
         },
     ),
-    # Hooks in both: the ini's are in force; its empty section says nothing.
+    # Hooks in both files: the ini's count.
     Case(
         "pyproject-hooks",
         f"script_location = migrations\n{URL}\n[post_write_hooks]\nhooks = ruff\nruff.type = module\nruff.module = ruff\n",
@@ -833,7 +839,7 @@ class=logging.Formatter
             "pyproject.toml": '[tool.alembic]\nscript_location = "x"\n\n# Format.\n[[tool.alembic.post_write_hooks]]\nname = "black"\ntype = "module"\nmodule = "black"\n\n[tool.z]\na = 1\n'
         },
     ),
-    # Windows line ends there.
+    # Windows line endings in pyproject.toml.
     Case(
         "pyproject-crlf",
         f"script_location = migrations\n{URL}\n",
@@ -843,23 +849,23 @@ class=logging.Formatter
 ]
 
 MALFORMED = [
-    # name, the whole file, what is said
-    ("empty", "", "alembic.ini:1: no section [alembic]; there is none"),
-    ("no-header", "script_location = migrations\n", "alembic.ini:1: this stands before the first [section]"),
-    ("byte-order-mark", "\ufeff[alembic]\nscript_location = migrations\n", "alembic.ini:1: this stands before the first [section]"),
-    ("no-value", "[alembic]\nscript_location = migrations\njust words\n", "alembic.ini:3: neither `key = value` nor [section]"),
-    ("twice", "[alembic]\nscript_location = migrations\n\nscript_location = other\n", "alembic.ini:4: a second script_location in [alembic]"),
-    ("section-twice", "[alembic]\nscript_location = migrations\n[loggers]\n[alembic]\n", "alembic.ini:4: a second [alembic]"),
-    ("no-section", "[loggers]\nkeys = root\n", "alembic.ini:1: no section [alembic]; there is [loggers]"),
+    # Each has a name, the whole file and a part of the message.
+    ("empty", "", "alembic.ini:1: there is no section [alembic]; the file has no section"),
+    ("no-header", "script_location = migrations\n", "alembic.ini:1: text before the first [section]"),
+    ("byte-order-mark", "\ufeff[alembic]\nscript_location = migrations\n", "alembic.ini:1: text before the first [section]"),
+    ("no-value", "[alembic]\nscript_location = migrations\njust words\n", "alembic.ini:3: expected `key = value` or [section]"),
+    ("twice", "[alembic]\nscript_location = migrations\n\nscript_location = other\n", "alembic.ini:4: duplicate option script_location in [alembic]"),
+    ("section-twice", "[alembic]\nscript_location = migrations\n[loggers]\n[alembic]\n", "alembic.ini:4: duplicate section [alembic]"),
+    ("no-section", "[loggers]\nkeys = root\n", "alembic.ini:1: there is no section [alembic]; the file has [loggers]"),
     ("no-location", "# mine\n[alembic]\ntimezone = UTC\n", "alembic.ini:2: script_location is missing in [alembic]"),
-    ("percent", "[alembic]\nscript_location = migrations\nfile_template = %(rev)s_%(slug)s\n", "alembic.ini:3: file_template: %(rev)s refers to an option that is not there"),
-    ("bare-percent", "[alembic]\nscript_location = migrations\n\nfile_template = 100%_x\n", "alembic.ini:4: file_template: a % here begins %(option)s"),
-    ("loop", "[alembic]\nscript_location = %(a)s\na = %(b)s\nb = %(a)s\n", "alembic.ini:2: script_location: a % here begins"),
-    ("separator", "[alembic]\nscript_location = migrations\nversion_path_separator = os  # mine\nversion_locations = a:b\n", "alembic.ini:3: version_path_separator is 'os  # mine'; Alembic knows space, newline, os"),
-    ("slug", "[alembic]\nscript_location = migrations\ntruncate_slug_length = forty\n", "alembic.ini:3: truncate_slug_length: expected a number, not 'forty'"),
-    ("logger", "[alembic]\nscript_location = migrations\n[loggers]\nkeys = root,mine\n[handlers]\nkeys =\n[formatters]\nkeys =\n[logger_root]\nhandlers =\n", "alembic.ini:4: there is no section [logger_mine]"),
-    ("handler", "[alembic]\nscript_location = migrations\n[loggers]\nkeys = root\n[handlers]\nkeys = console\n[formatters]\nkeys =\n[logger_root]\nhandlers = console\n", "alembic.ini:6: there is no section [handler_console]"),
-    ("formatters", "[alembic]\nscript_location = migrations\n[loggers]\nkeys =\n[handlers]\nkeys =\n", "alembic.ini: there is no section [formatters]"),
-    ("hook", "[alembic]\nscript_location = migrations\n[post_write_hooks]\nhooks = a\na.type = exec\na.options = 5%\n", "alembic.ini:6: a.options: a % here begins"),
-    ("password-in-a-pattern", "[alembic]\nscript_location = migrations\nsqlalchemy.url = postgresql://%(user)s:s3cret@db/app\n", "alembic.ini:3: sqlalchemy.url holds a password beside names"),
+    ("percent", "[alembic]\nscript_location = migrations\nfile_template = %(rev)s_%(slug)s\n", "alembic.ini:3: file_template: %(rev)s refers to an option that does not exist"),
+    ("bare-percent", "[alembic]\nscript_location = migrations\n\nfile_template = 100%_x\n", "alembic.ini:4: file_template: invalid interpolation"),
+    ("loop", "[alembic]\nscript_location = %(a)s\na = %(b)s\nb = %(a)s\n", "alembic.ini:2: script_location: invalid interpolation"),
+    ("separator", "[alembic]\nscript_location = migrations\nversion_path_separator = os  # mine\nversion_locations = a:b\n", "alembic.ini:3: version_path_separator: 'os  # mine' is not a separator; use one of space, newline, os"),
+    ("slug", "[alembic]\nscript_location = migrations\ntruncate_slug_length = forty\n", "alembic.ini:3: truncate_slug_length: expected an integer, got 'forty'"),
+    ("logger", "[alembic]\nscript_location = migrations\n[loggers]\nkeys = root,mine\n[handlers]\nkeys =\n[formatters]\nkeys =\n[logger_root]\nhandlers =\n", "alembic.ini:4: section [logger_mine] is missing"),
+    ("handler", "[alembic]\nscript_location = migrations\n[loggers]\nkeys = root\n[handlers]\nkeys = console\n[formatters]\nkeys =\n[logger_root]\nhandlers = console\n", "alembic.ini:6: section [handler_console] is missing"),
+    ("formatters", "[alembic]\nscript_location = migrations\n[loggers]\nkeys =\n[handlers]\nkeys =\n", "alembic.ini: section [formatters] is missing"),
+    ("hook", "[alembic]\nscript_location = migrations\n[post_write_hooks]\nhooks = a\na.type = exec\na.options = 5%\n", "alembic.ini:6: a.options: invalid interpolation"),
+    ("password-in-a-pattern", "[alembic]\nscript_location = migrations\nsqlalchemy.url = postgresql://%(user)s:s3cret@db/app\n", "alembic.ini:3: sqlalchemy.url holds a password next to placeholders"),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""alembic.ini to `[tool.alembic]` and back: what public projects have, and what is told of the rest."""
+"""Conversions from alembic.ini to `[tool.alembic]` and back, on files as public projects have them."""
 
 import os
 import shutil
@@ -11,11 +11,13 @@ import alembic
 import pytest
 from tests.conftest import Render
 from tests.forks import Forks
-from tests.ini_corpus import CASES, FILE_CONFIG, LOGGING, MALFORMED, Case, env
+from tests.library.ini_corpus import CASES, FILE_CONFIG, LOGGING, MALFORMED, Case, env
 from tests.support import ROOT
 from tests.support import Project as Runner
 
-from core.migrations import ini
+from alembic_safety.ini import trial
+from alembic_safety.ini.cli import main
+from alembic_safety.ini.ini_text import ini_text
 
 TEMPLATES = Path(alembic.__file__).parent / "templates"
 REVISION = '''"""{message}"""
@@ -47,18 +49,18 @@ def forks() -> Iterator[Forks]:
 
 @pytest.fixture
 def fast(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run Alembic in forks, which cost a fortieth of a program's start."""
+    """Run Alembic in forked processes, which start faster than new ones."""
 
     def run(
         python: str, code: str, arguments: Sequence[str], folder: Path, variables: Mapping[str, str]
-    ) -> ini.Said:
-        return ini.Said(*forks.run(code, arguments, folder, variables))
+    ) -> trial.Result:
+        return trial.Result(*forks.run(code, arguments, folder, variables))
 
-    monkeypatch.setattr(ini, "run_python", run)
+    monkeypatch.setattr(trial, "run_python", run)
 
 
 def make_project(root: Path, case: Case) -> Path:
-    """Write the project of a case; return its folder."""
+    """Write a case's project and return its folder."""
     root.mkdir(parents=True)
     text = case.ini if case.ini.startswith("[") else f"[alembic]\n{case.ini}"
     newline = "\r\n" if "\r\n" in text else "\n"
@@ -96,7 +98,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def run(*arguments: str) -> int:
-    return ini.main([arguments[0], "--python", sys.executable, *arguments[1:]])
+    return main([arguments[0], "--python", sys.executable, *arguments[1:]])
 
 
 def table(root: Path) -> dict[str, object]:
@@ -110,7 +112,7 @@ Project = Callable[[Case], Path]
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """Write a case's project, and go there."""
+    """Write a case's project and change to its folder."""
 
     def write(case: Case) -> Path:
         root = make_project(tmp_path / "project", case)
@@ -128,7 +130,7 @@ def test_the_corpus_is_large_enough() -> None:
 
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_real_ini_moves_goes_back_and_moves_again(
+def test_an_ini_is_imported_exported_and_imported_again(
     case: Case,
     project: Project,
     capsys: pytest.CaptureFixture[str],
@@ -138,40 +140,40 @@ def test_a_real_ini_moves_goes_back_and_moves_again(
     before = contents(root)
 
     assert run("import", *case.arguments) == 0, capsys.readouterr()
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     after = contents(root)
     assert after.pop("alembic.ini.bak") == before["alembic.ini"]
     assert "alembic.ini" not in after
     imported = table(root)
     assert {key: imported[key] for key in imported if key != "logging"} == case.table
     for words in case.says:
-        assert words in said
+        assert words in printed
     newline = b"\r\n" if "\r\n" in case.env else b"\n"
     assert after[f"{case.location}/env.py"].count(b"\n") == after[f"{case.location}/env.py"].count(
         newline
     )
     for secret in case.never:
-        assert secret not in said
+        assert secret not in printed
         assert not [
             name for name, text in after.items() if secret.encode() in text and name not in before
         ]
         assert secret.encode() not in after["pyproject.toml"]
-    # What stood in pyproject.toml stands there still, line by line.
+    # The other lines of pyproject.toml are unchanged.
     kept = [line for line in before.get("pyproject.toml", b"").splitlines() if b"=" not in line]
     if "pyproject-hooks" not in case.name:
         assert set(kept) <= set(after["pyproject.toml"].splitlines())
 
-    # Back: the URL stays in the environment, env.py is as it was, and Alembic reads the same.
+    # The export leaves env.py alone and the URL in the environment.
     assert run("export") == 0, capsys.readouterr()
     exported = contents(root)
     assert exported[f"{case.location}/env.py"] == after[f"{case.location}/env.py"]
     assert case.never[0].encode() not in exported["alembic.ini"]
-    # And again: nothing is left to change but the two files.
+    # A second import changes those two files only.
     assert run("import") == 0, capsys.readouterr()
     again = contents(root)
     assert table(root) == imported
     assert again[f"{case.location}/env.py"] == after[f"{case.location}/env.py"]
-    assert ini.write_ini(imported, "pyproject.toml").encode() == exported["alembic.ini"]
+    assert ini_text(imported, "pyproject.toml").encode() == exported["alembic.ini"]
 
 
 @pytest.mark.usefixtures("fast")
@@ -216,23 +218,25 @@ def test_a_dry_run_shows_the_diff_and_changes_nothing(
 
 
 @pytest.mark.usefixtures("fast")
-def test_what_goes_on_otherwise_is_not_done(
+def test_a_change_after_which_env_py_fails_is_refused(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Reads the file by itself: no one can see that in env.py but by running it.
+    # This env.py reads the file itself, which only running it shows.
     head = f'{FILE_CONFIG}prefix = open("alembic.ini").read().partition("# ")[2][:4]\n'
     url = '"postgresql://a@b/c" if prefix else ""'
     root = project(Case("own-reader", f"# mine\n{GENERIC.ini}", {}, env=env(head, url=url)))
     before = contents(root)
     assert run("import") == 1
     error = capsys.readouterr().err
-    assert "alembic upgrade base:heads --sql is not the same after the change" in error
+    assert "alembic upgrade base:heads --sql gives a different result after the change" in error
     assert "No such file or directory: 'alembic.ini'" in error
     assert contents(root) == before
 
 
 @pytest.mark.usefixtures("fast")
-def test_other_sql_is_not_accepted(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_change_after_which_the_sql_differs_is_refused(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
     head = f'{FILE_CONFIG}url = "sqlite://" if os.path.exists("alembic.ini") else "mysql://"\n'
     root = project(Case("other-dialect", GENERIC.ini, {}, env=env(head, url="url")))
     before = contents(root)
@@ -244,7 +248,7 @@ def test_other_sql_is_not_accepted(project: Project, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.usefixtures("fast")
-def test_sql_that_is_never_the_same_is_compared_without_its_numbers(
+def test_sql_that_differs_in_each_run_is_compared_without_numbers(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = project(GENERIC)
@@ -255,11 +259,11 @@ def test_sql_that_is_never_the_same_is_compared_without_its_numbers(
         .replace('op.execute("', 'import uuid\n    op.execute(f"')
     )
     assert run("import") == 0, capsys.readouterr()
-    assert "differs from run to run; numbers were not compared" in capsys.readouterr().out
+    assert "prints other numbers in each run; numbers were not compared" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("fast")
-def test_a_project_that_can_t_be_written_is_put_back(
+def test_files_are_restored_when_writing_is_interrupted(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = project(GENERIC)
@@ -277,9 +281,7 @@ def test_a_project_that_can_t_be_written_is_put_back(
 
 
 @pytest.mark.usefixtures("fast")
-def test_a_configuration_that_works_no_longer_is_left_alone(
-    project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_broken_project_is_refused(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     root = project(GENERIC)
     (root / "migrations" / "versions" / "r2.py").unlink()
     before = contents(root)
@@ -295,9 +297,9 @@ def test_a_configuration_that_works_no_longer_is_left_alone(
         (
             "pyproject.toml",
             "tool.alembic.timezone = 'UTC'\n",
-            "is not written as a table of its own",
+            "tool.alembic has no header of its own",
         ),
-        ("pyproject.toml", "[tool]\nalembic = {}\n", "is not written as a table of its own"),
+        ("pyproject.toml", "[tool]\nalembic = {}\n", "tool.alembic has no header of its own"),
         (
             "pyproject.toml",
             "[tool]\nalembic = 1\n",
@@ -307,12 +309,12 @@ def test_a_configuration_that_works_no_longer_is_left_alone(
         (
             "migrations/env.py",
             "from alembic import context\nif 1: fileConfig(context.config.config_file_name)\n",
-            "migrations/env.py:2: fileConfig stands in a longer line; give it one of its own",
+            "migrations/env.py:2: fileConfig shares its line with other code; move the call to a line of its own",
         ),
     ],
 )
 @pytest.mark.usefixtures("fast")
-def test_other_files_that_can_t_be_read_are_named(
+def test_other_unusable_files_are_refused_by_name(
     file: str,
     text: str,
     says: str,
@@ -333,16 +335,16 @@ HOOK = '[[tool.alembic.post_write_hooks]]\nname = "{}"\ntype = "exec"\n'
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[tool.alembic.safety]\na = 1\n", "there is nothing in [tool.alembic] to export"),
-        ("[tool.x]\na = 1\n", "there is nothing in [tool.alembic] to export"),
-        ("[tool.alembic]\nmine = ['a']\n", "[tool.alembic]: mine: an ini has no lists"),
-        ("[tool.alembic]\ntimezone = ' UTC'\n", "timezone: an ini can't hold ' UTC'"),
-        (HOOK.format("ruff") * 2, "the name 'ruff' must stand once there"),
-        (HOOK.format("Ruff"), "the name 'Ruff' must stand once there, in lower case"),
+        ("[tool.alembic.safety]\na = 1\n", "[tool.alembic] has nothing to export"),
+        ("[tool.x]\na = 1\n", "[tool.alembic] has nothing to export"),
+        ("[tool.alembic]\nmine = ['a']\n", "[tool.alembic]: mine: an ini cannot hold a list"),
+        ("[tool.alembic]\ntimezone = ' UTC'\n", "timezone: an ini cannot hold ' UTC'"),
+        (HOOK.format("ruff") * 2, "the name 'ruff' must be unique"),
+        (HOOK.format("Ruff"), "the name 'Ruff' must be unique, in lower case"),
     ],
 )
 @pytest.mark.usefixtures("fast")
-def test_what_an_ini_can_t_hold_is_not_exported(
+def test_what_an_ini_cannot_hold_is_not_exported(
     text: str, says: str, project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = project(GENERIC)
@@ -355,36 +357,36 @@ def test_what_an_ini_can_t_hold_is_not_exported(
 
 
 @pytest.mark.usefixtures("fast")
-def test_an_ini_that_is_there_is_not_written_over(
+def test_an_existing_ini_is_not_overwritten(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = project(GENERIC)
     (root / "pyproject.toml").write_text("[tool.alembic]\ntimezone = 'UTC'\n")
     assert run("export") == 1
-    assert (
-        "alembic.ini exists, and what it says goes before [tool.alembic]" in capsys.readouterr().err
-    )
+    assert "alembic.ini exists and has precedence over [tool.alembic]" in capsys.readouterr().err
 
 
-def test_no_alembic_and_an_old_one_are_said(
+def test_a_missing_and_an_old_alembic_are_refused(
     project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = project(GENERIC)
     before = contents(root)
-    assert ini.main(["import", "--python", "no-such-python"]) == 1
-    assert "no Alembic found in no-such-python; name the project's" in capsys.readouterr().err
-    monkeypatch.setattr(ini, "run_python", lambda *_: ini.Said(0, "1.13.1\n", ""))
+    assert main(["import", "--python", "no-such-python"]) == 1
+    assert (
+        "no Alembic found in no-such-python; name the project's Python" in capsys.readouterr().err
+    )
+    monkeypatch.setattr(trial, "run_python", lambda *_: trial.Result(0, "1.13.1\n", ""))
     assert run("import") == 1
-    assert "has Alembic 1.13.1; [tool.alembic] needs 1.16.5 or later" in capsys.readouterr().err
+    assert "has Alembic 1.13.1; [tool.alembic] requires 1.16.5 or later" in capsys.readouterr().err
     assert contents(root) == before
 
 
 @pytest.mark.parametrize("run_from", ["the root", "its own folder"])
 @pytest.mark.usefixtures("fast")
-def test_an_ini_below_pyproject_toml_keeps_its_folder(
+def test_paths_of_an_ini_below_pyproject_toml_are_kept(
     run_from: str, project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # As in repositories whose backend is one folder of several.
+    # A repository whose backend is one folder of several.
     prefix = "db/" if run_from == "the root" else ""
     text = f"script_location = {prefix}migrations\nprepend_sys_path = .\nsqlalchemy.url = sqlite:///%(here)s/a.db\n"
     text += "[post_write_hooks]\nhooks = a\na.type = exec\na.executable = %(here)s/run\n"
@@ -399,24 +401,24 @@ def test_an_ini_below_pyproject_toml_keeps_its_folder(
         "post_write_hooks"
     ]
     assert hook["executable"] == "%(here)s/db/run"
-    said = capsys.readouterr().out
-    assert f"set DATABASE_URL=sqlite:///{root}/db/a.db" in said
-    assert (f"run Alembic in {root}, not in {root}/db" in said) == own
+    printed = capsys.readouterr().out
+    assert f"set DATABASE_URL=sqlite:///{root}/db/a.db" in printed
+    assert (f"run Alembic in {root} instead of {root}/db" in printed) == own
 
 
 @pytest.mark.usefixtures("fast")
-def test_revisions_beside_the_project_s_folder_are_found(
+def test_revisions_next_to_the_project_are_found(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = "script_location = migrations\npath_separator = newline\nversion_locations =\n  ../plugin\n  migrations/versions\n"
-    root = project(Case("beside", text, {}, versions=("migrations/versions", "../plugin")))
+    root = project(Case("next-to-it", text, {}, versions=("migrations/versions", "../plugin")))
     (root.parent / ".git").mkdir()
     assert run("import") == 0, capsys.readouterr()
     assert table(root)["version_locations"] == ["../plugin", "migrations/versions"]
 
 
 @pytest.mark.usefixtures("fast")
-def test_what_else_names_the_file_is_told(
+def test_other_files_that_name_the_ini_are_listed(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {
@@ -425,36 +427,36 @@ def test_what_else_names_the_file_is_told(
     }
     project(Case("mentions", GENERIC.ini, {}, files=files))
     assert run("import") == 0
-    said = capsys.readouterr().out
-    assert "tests/conftest.py:2 still names alembic.ini" in said
-    assert "run.sh" not in said
+    printed = capsys.readouterr().out
+    assert "tests/conftest.py:2 still names alembic.ini" in printed
+    assert "run.sh" not in printed
 
 
 @pytest.mark.usefixtures("fast")
-def test_what_no_sql_shows_goes_on_too_a_connection_with_the_section_s_options(
+def test_engine_options_of_the_ini_reach_a_connection(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The section was there without a URL, for env.py to put one in, and with an option of engines.
+    # env.py adds the URL to the ini's section, which has an option for the engine.
     head = f"{FILE_CONFIG}section = config.get_section(config.config_ini_section)\n"
     head += 'section["sqlalchemy.url"] = "sqlite:///app.db"\n'
     text = "script_location = migrations\nsqlalchemy.echo = true\n"
     engine = 'engine_from_config(section, prefix="sqlalchemy.")'
     root = project(Case("section", text, {}, env=env(head, url='"sqlite://"', engine=engine)))
     assert run("import") == 0, capsys.readouterr()
-    said = ini.run_python(
+    result = trial.run_python(
         sys.executable,
         "from alembic.config import main; main()",
         ["upgrade", "head"],
         root,
         os.environ,
     )
-    assert said.code == 0, said
+    assert result.code == 0, result
     assert (root / "app.db").exists()
-    assert "CREATE TABLE r1" in said.out + said.error
+    assert "CREATE TABLE r1" in result.out + result.error
 
 
 @pytest.mark.parametrize("kind", ["generic", "async", "multidb", "pyproject"])
-def test_each_stock_kind_goes_on_for_real(kind: str, tmp_path: Path) -> None:
+def test_projects_of_alembic_init_work_after_an_import(kind: str, tmp_path: Path) -> None:
     root = Runner(tmp_path)
     root.environment["DATABASE_URL"] = "sqlite:///app.db"
     root.environment |= {f"ENGINE{n}_DATABASE_URL": f"sqlite:///{n}.db" for n in (1, 2)}
@@ -472,13 +474,13 @@ def test_each_stock_kind_goes_on_for_real(kind: str, tmp_path: Path) -> None:
     for database in root.path.glob("*.db"):
         database.unlink()
 
-    # By its inline metadata, as in a project that was not rendered.
-    tool = ROOT / "template" / "src" / "core" / "migrations" / "ini.py"
-    done = root.run("uv", "run", "--quiet", str(tool), "import", "--python", sys.executable)
+    root.environment["PYTHONPATH"] = str(ROOT / "template" / "packages" / "alembic-safety" / "src")
+    done = root.run(sys.executable, "-m", "alembic_safety.ini", "import")
+    del root.environment["PYTHONPATH"]
     assert "alembic.ini becomes alembic.ini.bak" in done.stdout
     assert not (root.path / "alembic.ini").exists()
     after = root.run(*python, "upgrade", "head", expect=None)
-    # sqlite3 is no driver for asyncio: it goes on failing, and in the same way.
+    # sqlite3 is not an async driver: the upgrade fails with the same error as before.
     assert after.returncode == before.returncode == ("async" in kind)
     assert after.stderr.splitlines()[-1] == before.stderr.splitlines()[-1]
     assert ("INFO  [alembic.runtime.migration] Running upgrade  -> " in after.stderr) == (
@@ -488,7 +490,7 @@ def test_each_stock_kind_goes_on_for_real(kind: str, tmp_path: Path) -> None:
     root.run(*python, "revision", "-m", "Two")
     assert (root.path / "copied.py").exists() == (not kind.startswith("pyproject"))
     if kind == "generic":
-        # A program's own URL goes first, as it did: tests migrate the database they name.
+        # The URL that a program sets has precedence, so that tests migrate their own database.
         code = (
             "from alembic import command\nfrom alembic.config import Config\n"
             'config = Config(toml_file="pyproject.toml")\n'
@@ -503,13 +505,13 @@ def test_each_stock_kind_goes_on_for_real(kind: str, tmp_path: Path) -> None:
         assert "Could not parse SQLAlchemy URL" in unset.stderr
 
 
-def test_in_a_rendered_project_a_stock_ini_is_taken_at_its_word(render: Render) -> None:
+def test_an_empty_section_for_hooks_removes_a_rendered_project_s_hooks(render: Render) -> None:
     project = render()
     before = tomllib.loads(project.read("pyproject.toml"))["tool"]["alembic"]
     ini = "[alembic]\nscript_location = %(here)s/migrations\nprepend_sys_path = src\n[post_write_hooks]\n"
     project.write("alembic.ini", ini)
     done = project.make("alembic-import")
-    assert "alembic.ini:4: there are no hooks" in done.stdout + done.stderr
+    assert "alembic.ini:4: the section has no hooks" in done.stdout + done.stderr
     after = tomllib.loads(project.read("pyproject.toml"))["tool"]["alembic"]
     assert ("post_write_hooks" in before, "post_write_hooks" in after) == (True, False)
     assert after["safety"] == before["safety"]
