@@ -218,9 +218,6 @@ def test_production_is_touched_by_one_job_at_a_time_and_can_be_protected(
 def test_a_merge_request_is_checked_as_it_will_be_once_merged(
     repository: Project, runner: Runner
 ) -> None:
-    # test_project runs all of the project's tests, with the limit of coverage.
-    quicker = {"PYTEST_ADDOPTS": "--ignore=tests/core --cov-fail-under=0"}
-    runner = replace(runner, environment={**runner.environment, **quicker})
     repository.environment["DATABASE_URL"] = runner.service
     repository.make("migrate-up")
     repository.write("src/apps/orders/models.py", dedent(ORDERS).lstrip())

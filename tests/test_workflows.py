@@ -250,7 +250,7 @@ def test_ci_checks_and_shows_the_plan_of_a_pull_request(repository: Repository) 
     assert {name: job.result for name, job in done.items()} == dict.fromkeys(done, "success"), done[
         "check"
     ].log
-    assert done["check"].steps == ["make check", "make migrate-check", "make test-all"]
+    assert done["check"].steps == ["make check", "make migrate-check", "make test"]
     assert "ok    base branch         origin/main" in done["check"].log
     assert "1 revision new to origin/main" in done["plan"].summary
     assert "| Nothing yet | safe |" in done["plan"].summary
@@ -512,7 +512,7 @@ def test_a_release_of_the_template_opens_one_pull_request(
     changed = project.run("git", "diff", "--name-only", "main", "origin/template-update").stdout
     assert changed.split() == [".copier-answers.yml", "src/core/health.py"]
     assert "Conflicts" not in pull["body"]
-    assert (tested.result, tested.steps) == ("success", ["make test-all"]), tested.log
+    assert (tested.result, tested.steps) == ("success", ["make test"]), tested.log
 
     # The project changed the same line; the pull request is updated, and names the file.
     release(releases, "v1.2.0", "Better still.")

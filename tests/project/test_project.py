@@ -41,6 +41,13 @@ def use_python(project: Project, version: str, folder: Path) -> None:
     }
 
 
+def add_inner_tests(project: Project) -> None:
+    """Add the tests of the library and of `src/core`, which no project gets."""
+    for kind in ("library", "project"):
+        inner = ROOT / "tests" / kind / "in_project"
+        shutil.copytree(inner, project.path / "tests" / "inside", dirs_exist_ok=True)
+
+
 @pytest.mark.parametrize("version", sorted(INTERPRETERS))
 def test_its_own_check_and_tests_pass(render: Render, tmp_path: Path, version: str) -> None:
     project = render()
@@ -48,13 +55,7 @@ def test_its_own_check_and_tests_pass(render: Render, tmp_path: Path, version: s
     project.commit()
     before = project.run("git", "status", "--porcelain").stdout
     project.make("check")
-    if version == OLDEST:
-        tested = project.make("test-all").stdout
-        assert "Required test coverage of 90.0% reached" in tested
-    else:  # all tests on the newest are those with other answers, below
-        tested = project.make("test").stdout
-        project.run("uv", "run", "pytest", "tests/core/test_http.py")
-    assert f"python {version}" in tested
+    assert f"python {version}" in project.make("test").stdout
     # Nothing to reformat, nothing left lying about; the first `uv sync` writes the lock file.
     assert before == ""
     assert project.run("git", "status", "--porcelain").stdout.split() == ["??", "uv.lock"]
@@ -64,13 +65,36 @@ def test_other_answers_pass_too(render: Render) -> None:
     project = render(**OTHER_ANSWERS)
     project.make("migrate-up")
     project.make("check")
-    assert "tests/core/" not in project.make("test").stdout
+    project.make("test")
+
+
+def test_the_library_and_core_hold_on_the_oldest_python_and_alembic(
+    render: Render, tmp_path: Path
+) -> None:
+    project = render()
+    use_python(project, OLDEST, tmp_path)
+    add_inner_tests(project)
+    project.run("uv", "sync", "--quiet")
+    library = tomllib.loads(project.read("packages/alembic-safety/pyproject.toml"))
+    [alembic] = [item for item in library["project"]["dependencies"] if "alembic>=" in item]
+    lowest = re.match(r"alembic>=([\d.]+)", alembic)
+    assert lowest is not None
+    python = project.run("uv", "run", "python", "-c", "import sys; print(sys.executable)").stdout
+    project.run("uv", "pip", "install", f"--python={python.strip()}", f"alembic=={lowest[1]}")
+    project.environment["UV_NO_SYNC"] = "1"
+    project.run("uv", "run", "ruff", "check", "tests")
+    project.run("uv", "run", "mypy")
+    tested = project.run(
+        "uv", "run", "pytest", "--cov=src", "--cov-fail-under=90", "tests", expect=None
+    )
+    assert tested.returncode == 0, tested.stdout[-20_000:]
+    assert "Required test coverage of 90.0% reached" in tested.stdout
 
 
 def test_its_tests_run_in_parallel_and_on_the_server_of_the_url(
     project: Project, database: psycopg.Connection[TupleRow]
 ) -> None:
-    run_in_parallel(project, database, "--ignore=tests/core")
+    run_in_parallel(project, database)
 
 
 def test_all_tests_run_in_parallel_with_other_answers_on_the_newest_python(
@@ -82,6 +106,7 @@ def test_all_tests_run_in_parallel_with_other_answers_on_the_newest_python(
     project = render(**OTHER_ANSWERS)
     project.environment["DATABASE_URL"] = database_url.libpq
     use_python(project, NEWEST, tmp_path)
+    add_inner_tests(project)
     run_in_parallel(project, database)
 
 
@@ -331,8 +356,9 @@ def test_alembic_ini_and_back_to_the_same_pyproject_toml(project: Project) -> No
         str(project.path / "alembic.ini"), "upgrade", "head", cwd=elsewhere,
     )  # fmt: skip
     # What has to do with the configuration; the rest is run by other tests.
+    add_inner_tests(project)
     tested = ["test_alembic_config", "test_commands", "test_errors_of_migrations", "test_state"]
-    files = [f"tests/core/{name}.py" for name in tested]
+    files = [f"tests/inside/{name}.py" for name in tested]
     project.run("uv", "run", "pytest", "-q", "tests/test_migrations.py", *files)
 
     said = project.make("alembic-import").stdout

@@ -23,7 +23,7 @@ class Format(StrEnum):
     MARKDOWN = "markdown"
 
 
-def render(plan: Plan, form: Format, *, colour: bool) -> str:
+def render(plan: Plan, form: Format, *, color: bool) -> str:
     """Return the report of a plan."""
     match form:
         case Format.JSON:
@@ -31,7 +31,7 @@ def render(plan: Plan, form: Format, *, colour: bool) -> str:
         case Format.MARKDOWN:
             return "\n".join(_markdown(plan))
         case Format.TABLE:
-            return "\n".join(_table(plan, colour=colour))
+            return "\n".join(_table(plan, color=color))
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -140,11 +140,11 @@ def _effect(effect: TableEffect) -> str:
     return f"{effect.table}: {effect.lock}" + (f", {', '.join(notes)}" if notes else "")
 
 
-def _table(plan: Plan, *, colour: bool) -> list[str]:
+def _table(plan: Plan, *, color: bool) -> list[str]:
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
 
     def paint(text: str, code: str) -> str:
-        return f"{code}{text}{_PLAIN}" if colour else text
+        return f"{code}{text}{_PLAIN}" if color else text
 
     def wrap(text: str, indent: int) -> list[str]:
         space = " " * indent
