@@ -7,7 +7,7 @@ from pathlib import Path
 from alembic_safety.ini.change import Change, Invocation, Options, carry_out
 from alembic_safety.ini.contents import convert
 from alembic_safety.ini.env_editor import EnvEditor
-from alembic_safety.ini.env_file import read_env_file
+from alembic_safety.ini.env_file import EnvFile, read_env_file
 from alembic_safety.ini.errors import ConversionError
 from alembic_safety.ini.files import first_free_name, read_text, source_files
 from alembic_safety.ini.ini_file import HERE, IniFile, read_ini
@@ -31,34 +31,21 @@ def import_ini(ini_path: str, options: Options, *, section: str = "alembic") -> 
         ConversionError: the ini cannot be moved. Nothing was changed.
     """
     path = Path(os.path.normpath(Path(ini_path).absolute()))
-    ini = read_ini(path, ini_path)
-    if not ini.parser.has_section(section):
-        sections = ", ".join(f"[{name}]" for name in ini.parser.sections()) or "no section"
-        raise ConversionError(
-            f"{ini_path}:1: there is no section [{section}]; the file has {sections}: choose one "
-            "with --name"
-        )
-    given = options.pyproject
-    pyproject = Path(given).absolute() if given else _find_pyproject(path)
+    ini = _read_ini(path, ini_path, section)
+    pyproject = Path(options.pyproject).absolute() if options.pyproject else _find_pyproject(path)
     root = pyproject.parent
     if not path.is_relative_to(root):
         raise ConversionError(
             f"{ini_path} is not in {root}, the folder of pyproject.toml: copy the file there first"
         )
-    notes: list[str] = []
     text = read_text(pyproject, pyproject.name) if pyproject.exists() else ""
     present = read_table(text, pyproject.name)
-    location = _script_location(ini, section, present)
-    run_from = next(
-        (f for f in (root, path.parent) if _find_migrations(location, f, path.parent, root)),
-        path.parent,
-    )
-    migrations = _find_migrations(location, run_from, path.parent, root)
-    env = (
-        read_env_file(migrations, str((migrations / "env.py").relative_to(root)))
-        if migrations
-        else None
-    )
+    run_from, migrations = _find_migrations(ini, section, present, root)
+    env = None
+    if migrations:
+        env = read_env_file(migrations, str((migrations / "env.py").relative_to(root)))
+
+    notes: list[str] = []
     converter = ValueConverter(ini, section, root, run_from, notes)
     converted = convert(converter, env, options.url_variable)
     if converted.hooks == [] and "post_write_hooks" in present:
@@ -69,10 +56,7 @@ def import_ini(ini_path: str, options: Options, *, section: str = "alembic") -> 
     change = Change(root, {**present, **converted.options})
     change.files[pyproject] = add_table(text, converted, pyproject.name)
     if env and migrations:
-        new = EnvEditor(env, converted, notes).edit()
-        change.files |= {migrations / "env.py": new} if new != env.text else {}
-        mako = env.mako.replace("config.get_main_option(", "config.get_alembic_option(")
-        change.files |= {migrations / "script.py.mako": mako} if mako != env.mako else {}
+        change.files |= _edited_scripts(migrations, env, converted, notes)
     else:
         notes.append(
             f"{ini.location(section, 'script_location')}: env.py is not in the project; what it "
@@ -94,14 +78,24 @@ def import_ini(ini_path: str, options: Options, *, section: str = "alembic") -> 
     )
     if run_from != root:
         notes.append(f"run Alembic in {root} instead of {run_from}, or with -c {pyproject}")
-    notes += _mentions(root, path, {*change.files, backup})
-    return notes
+    return notes + _mentions(root, path, {*change.files, backup})
 
 
 def invocation_with(pyproject: Path) -> Invocation:
     """Return how Alembic is run with a pyproject.toml."""
     options = [] if pyproject.name == "pyproject.toml" else ["-c", pyproject.name]
     return Invocation(pyproject.parent, options)
+
+
+def _read_ini(path: Path, shown: str, section: str) -> IniFile:
+    ini = read_ini(path, shown)
+    if not ini.parser.has_section(section):
+        sections = ", ".join(f"[{name}]" for name in ini.parser.sections()) or "no section"
+        raise ConversionError(
+            f"{shown}:1: there is no section [{section}]; the file has {sections}: choose one with "
+            "--name"
+        )
+    return ini
 
 
 def _find_pyproject(ini: Path) -> Path:
@@ -122,25 +116,42 @@ def _script_location(ini: IniFile, section: str, present: Table) -> str:
     raise ConversionError(f"{ini.location(section)}: script_location is missing in [{section}]")
 
 
-def _find_migrations(location: str, run_from: Path, here: Path, root: Path) -> Path | None:
-    """Return the folder of env.py; None if it is not in the project.
+def _find_migrations(
+    ini: IniFile, section: str, present: Table, root: Path
+) -> tuple[Path, Path | None]:
+    """Return the folder that Alembic is run in, and the folder of env.py.
 
-    Args:
-        location: `script_location`, a path or `package:path`.
-        run_from: the folder that Alembic is run in.
-        here: the folder of the ini.
-        root: the project.
+    The latter is None if env.py is not in the project.
     """
-    place = location.replace(HERE, str(here))
-    folders = [run_from, run_from / "src"] if ":" in place else [run_from]
-    if ":" in place and not Path(place).is_absolute():
-        package, *parts = place.split(":")
-        place = os.path.join(*package.split("."), *parts)  # noqa: PTH118
+    here = ini.path.parent
+    location = _script_location(ini, section, present).replace(HERE, str(here))
+    for run_from in (root, here):
+        if found := _find_env(location, run_from, root):
+            return run_from, found
+    return here, None
+
+
+def _find_env(location: str, run_from: Path, root: Path) -> Path | None:
+    """Return the folder of env.py from `script_location`, a path or `package:path`."""
+    folders = [run_from, run_from / "src"] if ":" in location else [run_from]
+    if ":" in location and not Path(location).is_absolute():
+        package, *parts = location.split(":")
+        location = os.path.join(*package.split("."), *parts)  # noqa: PTH118
     for folder in folders:
-        found = Path(os.path.normpath(folder / place))
+        found = Path(os.path.normpath(folder / location))
         if (found / "env.py").is_file() and found.is_relative_to(root):
             return found
     return None
+
+
+def _edited_scripts(
+    migrations: Path, env: EnvFile, converted: ConvertedIni, notes: list[str]
+) -> dict[Path, str]:
+    """Return the new texts of env.py and script.py.mako, where they change."""
+    text = EnvEditor(env, converted, notes).edit()
+    mako = env.mako.replace("config.get_main_option(", "config.get_alembic_option(")
+    edited = {"env.py": (env.text, text), "script.py.mako": (env.mako, mako)}
+    return {migrations / name: new for name, (old, new) in edited.items() if new != old}
 
 
 def _environment_notes(converted: ConvertedIni, backup: Path) -> list[str]:
