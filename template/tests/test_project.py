@@ -1,6 +1,6 @@
 """What must be true of the project's files."""
 
-from alembic_safety.config import ENVIRONMENT_PREFIX, SafetyOptions
+from alembic_safety.options import ENVIRONMENT_PREFIX, SafetyOptions
 from core.config import Settings
 from core.project import ROOT
 
