@@ -219,7 +219,7 @@ async def test_a_statement_that_takes_too_long_is_503_and_cancelled(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     limit_statements(monkeypatch)
-    monkeypatch.setattr("core.database.CLOSE_TIMEOUT", 30)
+    monkeypatch.setattr("alembic_safety.database.connection.CLOSE_TIMEOUT", 30)
     async with started_app(database_url, monkeypatch) as app, make_client(app) as client:
         add_test_routes(app)
         sleep = {"statement": "SELECT pg_sleep(60)"}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from alembic_safety import telemetry
 from core import tracing
 from core.project import ROOT
 
@@ -84,7 +85,7 @@ def test_without_the_extra_a_line_says_what_to_install(
     ],
 )
 def test_a_statement_is_shown_without_what_is_quoted(statement: str, shown: str) -> None:
-    assert tracing.without_literals(statement) == shown
+    assert telemetry.without_literals(statement) == shown
 
 
 @pytest.mark.parametrize(

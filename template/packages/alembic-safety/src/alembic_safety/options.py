@@ -108,7 +108,7 @@ class SafetyOptions(Table):
             (_from_environment(environment), f"{ENVIRONMENT_PREFIX}{{upper}}"),
             (_from_x_arguments(x_arguments), "-x {key}"),
             (
-                {key: attributes[key] for key in attributes if key in _OPTIONS},
+                {key: attributes[key] for key in attributes if key in OPTIONS},
                 "attributes['{key}']",
             ),
         ]
@@ -120,7 +120,8 @@ class SafetyOptions(Table):
         return self.model_copy(update=given) if given else self
 
 
-_OPTIONS = tuple(SafetyOptions.model_fields)
+OPTIONS = tuple(name for name in SafetyOptions.model_fields if name != "metadata")
+"""The options that can be given in other places than the file."""
 
 
 def parse_milliseconds(value: object, place: str) -> int:
@@ -152,7 +153,7 @@ def _check(key: str, value: object, name: str) -> object:
 def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         key: value
-        for key in _OPTIONS
+        for key in OPTIONS
         if (value := environment.get(ENVIRONMENT_PREFIX + key.upper(), ""))
     }
 
@@ -162,8 +163,8 @@ def _from_x_arguments(arguments: Iterable[str]) -> dict[str, str]:
     options = {}
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if key in _OPTIONS:
+        if key in OPTIONS:
             options[key] = value
-        elif close := difflib.get_close_matches(key, _OPTIONS, n=1, cutoff=0.8):
+        elif close := difflib.get_close_matches(key, OPTIONS, n=1, cutoff=0.8):
             raise AlembicConfigError(f"-x {key}: no such option; did you mean {close[0]}?")
     return options

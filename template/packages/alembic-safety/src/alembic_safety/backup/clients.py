@@ -136,7 +136,7 @@ def _installed(program: str, url: DatabaseURL | None, server_major: int | None) 
     for pattern in _FOLDERS:
         found += map(str, sorted(Path("/").glob(f"{pattern[1:]}/{program}"), reverse=True))
     if not with_tls and (wheel := wheel_programs()) is not None:
-        found.append(shutil.which(program, path=wheel))
+        found.append(shutil.which(wheel / program))
     versions = {path: major_version(path) for path in dict.fromkeys(filter(None, found))}
     # Debian's wrapper is there without a program to run, too.
     working = {path: version for path, version in versions.items() if version}
