@@ -17,9 +17,10 @@ from tests.inside.support import Project
 
 from alembic_safety import cli as migrations
 from alembic_safety.backup import clients as postgres_client
-from alembic_safety.backup.clients import ClientProgramError, find_client
+from alembic_safety.backup.clients import find_client
 from alembic_safety.database.lock import lock_key
 from alembic_safety.database.url import DatabaseURL
+from alembic_safety.errors import ClientProgramError
 from core.config import get_settings
 
 NAME = re.compile(r"(?P<database>.+)_(?P<revision>\w+)_\d{8}T\d{6}Z(\.schema)?\.dump")

@@ -10,7 +10,8 @@ from tests.inside.support import Project
 
 from alembic_safety import cli as migrations
 from alembic_safety import project as safety
-from alembic_safety.backup.clients import ClientProgramError, find_client
+from alembic_safety.backup.clients import find_client
+from alembic_safety.errors import ClientProgramError
 
 Plan = Callable[..., tuple[int, str]]
 
