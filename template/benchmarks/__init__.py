@@ -1,1 +1,0 @@
-"""How fast the service answers: `make bench-app`."""
