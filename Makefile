@@ -9,7 +9,7 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench
+.PHONY: help demo test drill check format bench
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -21,6 +21,11 @@ demo: $(OWN_UV) ## Render a project into demo/, migrate, serve and ask it
 test: $(OWN_UV) ## Run the template's test suite
 	@$(UV) sync --quiet
 	@.venv/bin/python -m pytest -v -n auto $(PYTEST_ARGS)
+
+drill: $(OWN_UV) ## Run the drills in full, about 10 minutes (DRILLS="kills runners": those alone)
+	@$(UV) sync --quiet
+	@FULL_DRILLS=1 .venv/bin/python -m pytest -s \
+		$(or $(foreach name,$(DRILLS),'tests/drills/test_drills.py::test_the_drill_holds[$(name)]'),tests/drills)
 
 check: $(OWN_UV) ## Check format, lint and types
 	@$(UV) sync --quiet

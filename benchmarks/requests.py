@@ -1,23 +1,22 @@
-"""What requests cost: how many are answered, the slowest hundredth, the memory, the start."""
+"""The speed of requests, their p99, the memory of the service, and the time it takes to start."""
 
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from template.benchmarks.server import Server, ServerError, serving
-
+from benchmarks.load import Load, Request, Result
 from benchmarks.measure import Benchmark, Row, Sample, interleaved
 from benchmarks.projects import Folder, database_url
+from benchmarks.server import Server, ServerError, serving
 
 FLOORS = Path(__file__).parent / "floors"
-CONNECTIONS = 32
 USERS = 1000
 CREATE = """
 import psycopg, sys
@@ -64,74 +63,64 @@ def serve(
         sys.exit(str(error))
 
 
-class Load:
-    """Sends requests, from a process of its own: the project's `benchmarks.load`."""
+class Sender:
+    """A process that sends requests."""
 
-    def __init__(self, folder: Folder, seconds: float) -> None:
-        self._folder = folder
+    def __init__(self, processes: ProcessPoolExecutor, seconds: float) -> None:
+        self._processes = processes
         self._seconds = seconds
         self._sent = 0
 
-    def run(
-        self, server: Server, requests: Sequence[dict[str, Any]], rate: float | None = None
-    ) -> dict[str, Any]:
-        """Send requests and return what came of them. One that fails ends the benchmark."""
+    def send(
+        self, server: Server, requests: Sequence[Request], rate: float | None = None
+    ) -> Result:
+        """Send requests and return the figures. A request that fails ends the benchmark."""
         self._sent += 10_000_000
-        load = {
-            "port": server.port,
-            "requests": requests,
-            "connections": CONNECTIONS,
-            "seconds": self._seconds,
-            "warm_up": 0.5,
-            "rate": rate,
-            "first": self._sent,
-        }
-        done = subprocess.run(
-            [self._folder.python, "-m", "benchmarks.load"],
-            cwd=self._folder.path,
-            env=self._folder.environment,
-            input=json.dumps(load),
-            capture_output=True,
-            text=True,
-            check=False,
+        load = Load(
+            port=server.port,
+            requests=requests,
+            seconds=self._seconds,
+            rate=rate,
+            first=self._sent,
         )
-        if done.returncode != 0:
-            sys.exit(f"{requests[0]}: {done.stderr}")
-        result: dict[str, Any] = json.loads(done.stdout)
-        if wrong := set(result["statuses"]) - {"200", "201"}:
-            sys.exit(f"{requests[0]} was answered with {', '.join(wrong)}")
+        try:
+            result = self._processes.submit(load.send).result()
+        except OSError as error:  # TimeoutError is one
+            sys.exit(f"{requests[0]}: {error or type(error).__name__}")
+        if wrong := set(result.statuses) - {200, 201}:
+            sys.exit(f"{requests[0]} was answered with {', '.join(map(str, wrong))}")
         return result
 
-    def rate(self, server: Server, requests: Sequence[dict[str, Any]]) -> Sample:
-        """Return how many requests a second are answered."""
-        return Sample(self.run(server, requests)["rate"], server.peak_memory())
+    def rate(self, server: Server, requests: Sequence[Request]) -> Sample:
+        """Return the answers a second."""
+        return Sample(self.send(server, requests).rate, server.peak_memory())
 
-    def p99(self, server: Server, requests: Sequence[dict[str, Any]], rate: float) -> Sample:
-        """Return the milliseconds that 99 of 100 answers take at most, at a steady rate."""
-        return Sample(self.run(server, requests, rate)["p99"], server.peak_memory())
+    def p99(self, server: Server, requests: Sequence[Request], rate: float) -> Sample:
+        """Return the milliseconds within which 99 % of the answers come at a steady rate."""
+        return Sample(self.send(server, requests, rate).p99, server.peak_memory())
 
 
 class Contest:
-    """The project and the floors, each served, and what they are asked."""
+    """The same requests to the project and to the floors."""
 
-    def __init__(self, bench: Benchmark, project: Folder, users: Sequence[str]) -> None:
+    def __init__(self, bench: Benchmark, sender: Sender, users: Sequence[str]) -> None:
         self.bench = bench
-        self.load = Load(project, bench.of(25, 5) / 10)
+        self.sender = sender
         self.rounds = bench.of(5, 1)
-        new = {"email": "u{n}@example.com", "full_name": "User {n}"}
-        self.requests: dict[str, list[dict[str, Any]]] = {
-            "read one user": [{"method": "GET", "path": f"/users/{user}"} for user in users],
-            "create one": [{"method": "POST", "path": "/users", "body": new}],
-            "list 50": [{"method": "GET", "path": "/users"}],
+        new = json.dumps({"email": "u{n}@example.com", "full_name": "User {n}"})
+        self.requests = {
+            "read one user": [Request("GET", f"/users/{user}") for user in users],
+            "create one": [Request("POST", "/users", new)],
+            "list 50": [Request("GET", "/users")],
         }
 
     def rates(self, ours: Server, core: Server, starlette: Server) -> dict[str, dict[str, Sample]]:
-        """Measure how many requests a second each answers; return it by request and server."""
+        """Measure the answers a second, and return them by request and server."""
         rates = {}
         for name, sent in self.requests.items():
             servers = {"project": ours, "floor": core, "starlette": starlette}
             contest = {
-                who: partial(self.load.rate, server, sent) for who, server in servers.items()
+                who: partial(self.sender.rate, server, sent) for who, server in servers.items()
             }
             best = rates[name] = interleaved(contest, self.rounds)
             self.bench.add(Row.of(name, "/s", best, at_least=0.7))
@@ -141,12 +130,12 @@ class Contest:
         return rates
 
     def waits(self, ours: Server, core: Server, rates: dict[str, dict[str, Sample]]) -> None:
-        """Measure how long answers take at half of the rates."""
+        """Measure p99 at half of the rates."""
         for name, sent in self.requests.items():
             half = {who: rate.value / 2 for who, rate in rates[name].items()}
             contest = {
-                "project": partial(self.load.p99, ours, sent, half["project"]),
-                "floor": partial(self.load.p99, core, sent, half["floor"]),
+                "project": partial(self.sender.p99, ours, sent, half["project"]),
+                "floor": partial(self.sender.p99, core, sent, half["floor"]),
             }
             waits = interleaved(contest, self.rounds)
             what = f"p99 of {name}, half the rate"
@@ -154,10 +143,10 @@ class Contest:
 
     def live(self, ours: Server, constant: Server) -> None:
         """Measure the route that does nothing."""
-        sent = [{"method": "GET", "path": "/health/live"}]
+        sent = [Request("GET", "/health/live")]
         contest = {
-            "project": partial(self.load.rate, ours, sent),
-            "floor": partial(self.load.rate, constant, sent),
+            "project": partial(self.sender.rate, ours, sent),
+            "floor": partial(self.sender.rate, constant, sent),
         }
         rates = interleaved(contest, self.rounds)
         self.bench.add(Row.of("/health/live", "/s", rates, at_least=0.8))
@@ -176,8 +165,10 @@ def measure(bench: Benchmark, project: Folder) -> None:
         "FLOOR_SQLALCHEMY_URL": url.replace("postgresql://", "postgresql+asyncpg://"),
     }
     _measure_start(bench, project, variables)
-    contest = Contest(bench, project, users)
     with ExitStack() as stack:
+        spawn = multiprocessing.get_context("spawn")
+        processes = stack.enter_context(ProcessPoolExecutor(max_workers=1, mp_context=spawn))
+        contest = Contest(bench, Sender(processes, bench.of(25, 5) / 10), users)
 
         def begin(app: str, *options: str, ready: str = "/health/ready") -> Server:
             return stack.enter_context(serve(project, app, *options, ready=ready, **variables))

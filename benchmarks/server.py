@@ -1,11 +1,10 @@
-"""A process that serves an application, for as long as it is measured."""
+"""A process that serves an application while it is measured."""
 
 import http.client
 import os
 import re
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -14,29 +13,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 START_TIMEOUT = 60.0
-"""Seconds until it has to answer."""
+"""Seconds in which the process has to answer."""
 _PAUSE = 0.005
 
 
 class ServerError(Exception):
-    """It does not answer. The message has the end of what it printed."""
+    """A process that does not answer. The message ends with what it printed last."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A process that answers on 127.0.0.1."""
+    """A process that listens on 127.0.0.1."""
 
     process: "subprocess.Popen[bytes]"
     port: int
 
     def memory(self) -> float:
-        """Return its resident memory in MB (10^6 bytes)."""
+        """Return the resident memory in MB (10^6 bytes)."""
         command = ["ps", "-o", "rss=", "-p", str(self.process.pid)]
         shown = subprocess.run(command, capture_output=True, text=True, check=True)
         return int(shown.stdout) * 1024 / 1e6
 
     def peak_memory(self) -> float:
-        """Return the most that it has had so far; what it has now, where the system does not say."""
+        """Return the peak of the resident memory in MB, or the present value where there is no /proc."""
         try:
             status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
         except FileNotFoundError:  # not on Linux
@@ -51,24 +50,24 @@ def serving(
     folder: Path,
     environment: Mapping[str, str],
     ready: str = "/health/ready",
-    python: str | Path = sys.executable,
+    python: str | Path,
 ) -> Iterator[Server]:
-    """Serve with one worker of uvicorn until the block ends; at its beginning the server answers.
+    """Serve with one worker of uvicorn until the block ends. The server is ready when it begins.
 
     Args:
-        arguments: of uvicorn: the application, and options beside the address.
-        folder: where the process runs.
-        environment: all of its variables.
-        ready: the path that is asked until its answer is 200.
+        arguments: arguments of uvicorn: the application and options, without the address.
+        folder: the working directory of the process.
+        environment: all environment variables of the process.
+        ready: the path that is requested until the answer is 200.
         python: the interpreter that has uvicorn.
 
     Raises:
-        ServerError: it ended, or gave no such answer in `START_TIMEOUT` seconds.
+        ServerError: the process ended, or was not ready in `START_TIMEOUT` seconds.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     address = ("--host", "127.0.0.1", "--port", str(port), "--workers", "1")
-    # A connection that has to wait for its next request is not closed; what hangs is not waited for.
+    # Keep idle connections open, and do not wait for requests that hang.
     limits = ("--timeout-keep-alive", "120", "--timeout-graceful-shutdown", "5")
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(

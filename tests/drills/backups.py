@@ -1,36 +1,29 @@
-"""Backups that fail half-way, and backups that come back."""
+"""Backups that fail half-way, and backups that are restored."""
 
-import contextlib
-import importlib
-import io
 import os
 import random
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from core.database_url import DatabaseURL
-from core.migrations import __main__ as migrations
-from core.migrations.lock import VERSION_TABLE, lock_key
-from core.project import ROOT
-from drills.world import (
+import psutil  # type: ignore[import-untyped]
+from sqlalchemy import URL
+from tests.drills.world import (
     TIMEOUT,
     Revision,
-    Scale,
     Scripts,
     Server,
-    configured,
+    World,
     connect,
     require,
-    runner_environment,
     transaction,
 )
 
-# Of each column, what dumps have stumbled over.
+# Values that are hard to dump, by column.
 _VALUES = (
     (
         "NULL",
@@ -52,13 +45,20 @@ _VALUES = (
 )
 
 ROLE, PASSWORD = "drill_owner", "right"
+LOCK = """
+SELECT pg_advisory_lock(('x' || left(
+    encode(sha256('alembic:{database}:alembic_version'), 'hex'), 16
+))::bit(64)::bigint)
+"""
+"""Takes the lock of the runners of a database. Its key is the same in every release."""
 
 
-def failing_backups(server: Server, folder: Path, _scale: Scale) -> str:
-    """Let the backup before a migration fail; nothing is to be migrated."""
+def failing_backups(world: World) -> str:
+    """Let the backup before a migration fail. Nothing may be migrated."""
+    server = world.server
     revision = Revision(id="r01", parent=None, upgrade='op.execute("DROP TABLE notes")')
-    scripts = Scripts(folder, [revision])
-    cases: list[Callable[[Server, Scripts, DatabaseURL, Path], str]] = [
+    scripts = Scripts(world, "failing-backups", [revision])
+    cases: list[Callable[[World, Scripts, URL, Path], str]] = [
         _full_disk,
         _killed_pg_dump,
         _wrong_password,
@@ -71,36 +71,47 @@ def failing_backups(server: Server, folder: Path, _scale: Scale) -> str:
             "INSERT INTO notes SELECT i, (SELECT string_agg(md5((i * j)::text), '')"
             " FROM generate_series(1, 100) j) FROM generate_series(1, 3000) i",
         )
-        backups = folder / case.__name__
+        backups = scripts.folder / case.__name__
         backups.mkdir()
         before = server.dump(url, data=True)
-        said = case(server, scripts, url, backups)
+        said = case(world, scripts, url, backups)
         require(
             "nothing was changed" in said and "Traceback" not in said, f"{case.__name__}:\n{said}"
         )
         require(server.dump(url, data=True) == before, f"{case.__name__}: something was migrated")
-        require(not list(backups.iterdir()), f"{case.__name__}: a half file was left")
-    return "full disk, killed pg_dump, wrong password: nothing migrated, no half file"
+        require(not list(backups.iterdir()), f"{case.__name__}: an unfinished file was left")
+    return "full disk, killed pg_dump, wrong password: nothing migrated, no unfinished file"
 
 
 def _backing_up(backups: Path) -> dict[str, str]:
     return {"MIGRATION_BACKUP": "full", "MIGRATION_BACKUP_FOLDER": str(backups)}
 
 
-def _full_disk(_server: Server, scripts: Scripts, url: DatabaseURL, backups: Path) -> str:
-    """Back up onto a file system that is too small; where none can be made, a limit does it."""
-    alembic = [sys.executable, "-m", "alembic", "-c", str(scripts.folder / "pyproject.toml")]
+def _full_disk(world: World, scripts: Scripts, url: URL, backups: Path) -> str:
+    """Back up into a file system that is too small, or with a limit where none can be mounted."""
     small = ["unshare", *([] if os.geteuid() == 0 else ["--map-root-user"]), "--mount", "sh", "-c"]
     mount = f"mount -t tmpfs -o size=256k tmpfs '{backups}'"
     if shutil.which("unshare") and _succeeds([*small, mount]):
-        command = [*small, f'{mount} && exec "$@"', "sh", *alembic, "upgrade", "head"]
+        command = [*small, f'{mount} && exec "$@"', "sh", *scripts.alembic, "upgrade", "head"]
         expected = "No space left on device"
     else:
-        command = ["sh", "-c", 'ulimit -f 256; exec "$@"', "sh", *alembic, "upgrade", "head"]
+        command = [
+            "sh",
+            "-c",
+            'ulimit -f 256; exec "$@"',
+            "sh",
+            *scripts.alembic,
+            "upgrade",
+            "head",
+        ]
         expected = "pg_dump was ended by signal"
-    environment = runner_environment(url, _backing_up(backups))
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        command,
+        cwd=world.project.path,
+        env=world.environment(url, _backing_up(backups)),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     require(done.returncode == 1 and expected in done.stderr, f"full disk:\n{done.stderr}")
     return done.stderr
@@ -110,16 +121,15 @@ def _succeeds(command: list[str]) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def _killed_pg_dump(_server: Server, scripts: Scripts, url: DatabaseURL, backups: Path) -> str:
-    psutil = importlib.import_module("psutil")  # PostgreSQL's wheel brings it
-    # pg_dump waits for the table, so that there is time to kill it.
+def _killed_pg_dump(_world: World, scripts: Scripts, url: URL, backups: Path) -> str:
+    # pg_dump waits for the table, which leaves time to kill it.
     with transaction(url, "LOCK TABLE notes IN ACCESS EXCLUSIVE MODE"):
         runner = scripts.begin(url, "upgrade", "head", environment=_backing_up(backups))
         deadline = time.monotonic() + TIMEOUT
         dumps: list[Any] = []
         while not dumps and time.monotonic() < deadline:
             time.sleep(0.05)
-            with contextlib.suppress(psutil.Error):
+            with suppress(psutil.Error):
                 children = psutil.Process(runner.pid).children(recursive=True)
                 dumps = [child for child in children if "--format=custom" in child.cmdline()]
         for process in dumps:
@@ -130,19 +140,17 @@ def _killed_pg_dump(_server: Server, scripts: Scripts, url: DatabaseURL, backups
     return said
 
 
-def _wrong_password(server: Server, scripts: Scripts, url: DatabaseURL, backups: Path) -> str:
-    """Change the password after the runner has connected, and before it backs up."""
+def _wrong_password(world: World, scripts: Scripts, url: URL, backups: Path) -> str:
+    """Change the password after the runner has connected and before it makes the backup."""
+    server = world.server
     rules = server.home / "data" / "pg_hba.conf"
     rules.write_text(f"local all {ROLE} scram-sha-256\n{rules.read_text()}")
     server.run(url, "SELECT pg_reload_conf()")
     server.run(url, f"CREATE ROLE {ROLE} LOGIN SUPERUSER PASSWORD '{PASSWORD}'")
-    ours = DatabaseURL(
-        user=ROLE, password=PASSWORD, hosts=url.hosts, database=url.database, query=url.query
-    )
+    as_role = url.set(username=ROLE, password=PASSWORD)
     with connect(url) as holder:
-        key = lock_key(url.database, VERSION_TABLE)
-        holder.execute(f"SELECT pg_advisory_lock({key})".encode())
-        runner = scripts.begin(ours, "upgrade", "head", environment=_backing_up(backups))
+        holder.execute(LOCK.format(database=url.database).encode())
+        runner = scripts.begin(as_role, "upgrade", "head", environment=_backing_up(backups))
         said = ""
         for line in runner.stderr or ():
             said += line
@@ -156,21 +164,20 @@ def _wrong_password(server: Server, scripts: Scripts, url: DatabaseURL, backups:
     return said
 
 
-def round_trips(server: Server, folder: Path, scale: Scale) -> str:
-    """Back up and restore databases of awkward content; schema and rows are to be equal."""
-    count = scale.of(20, 3)
+def round_trips(world: World) -> str:
+    """Back up and restore databases of awkward content. Schemas and rows must be equal."""
+    server = world.server
+    count = world.of(20, 3)
     rows = 0
     for number in range(count):
         url = server.new_database()
         server.run(url, awkward_sql(random.Random(number)))  # noqa: S311
-        backups = folder / str(number)
-        printed = io.StringIO()
-        variables = {"MIGRATION_BACKUP_FOLDER": str(backups)}
-        with configured(url, **variables), contextlib.redirect_stdout(printed):
-            require(migrations.main(["backup"]) == 0, "the backup failed")
-            target = f"{url.database}_restored"
-            require(migrations.main(["restore", "latest", "--into", target]) == 0, "no restore")
-        restored = url.with_database(target)
+        target = f"{url.database}_restored"
+        folder = {"MIGRATION_BACKUP_FOLDER": str(world.folder / "round-trips" / str(number))}
+        environment = world.environment(url, folder)
+        world.project.make("backup", env=environment)
+        world.project.make("restore", "BACKUP=latest", f"DATABASE={target}", env=environment)
+        restored = url.set(database=target)
         require(server.dump(restored) == server.dump(url), f"round {number}: schemas differ")
         before, after = content(server, url), content(server, restored)
         require(before == after, f"round {number}: rows differ")
@@ -179,8 +186,8 @@ def round_trips(server: Server, folder: Path, scale: Scale) -> str:
     return f"{count} backups restored, {rows:,} awkward rows: schemas, rows and sequences equal"
 
 
-def content(server: Server, url: DatabaseURL) -> dict[str, list[tuple[object, ...]]]:
-    """Return all rows of all tables, and where each sequence stands."""
+def content(server: Server, url: URL) -> dict[str, list[tuple[object, ...]]]:
+    """Return the rows of every table and the position of every sequence."""
     relations = server.rows(
         url,
         "SELECT c.oid::regclass::text, c.relkind = 'S' FROM pg_class c JOIN pg_namespace n"
@@ -197,7 +204,7 @@ def content(server: Server, url: DatabaseURL) -> dict[str, list[tuple[object, ..
 
 
 def awkward_sql(chance: random.Random) -> str:
-    """Return SQL that makes tables of names, types and values that dumps have stumbled over."""
+    """Return SQL that creates tables with names, types and values that are hard to dump."""
     rows = [", ".join(chance.choice(of) for of in _VALUES) for _ in range(chance.randint(20, 200))]
     values = ", ".join(f"({row})" for row in rows)
     return f"""

@@ -1,4 +1,4 @@
-"""Runners at once, runners that are killed, a server that goes away."""
+"""Concurrent runners, killed runners, and a server that restarts."""
 
 import functools
 import itertools
@@ -9,22 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-
-from core.database_url import DatabaseURL
-from drills.world import (
-    TIMEOUT,
-    Revision,
-    Scale,
-    Scripts,
-    Server,
-    configured,
-    require,
-    transaction,
-)
+from sqlalchemy import URL
+from tests.drills.world import BASE, TIMEOUT, Revision, Scripts, World, require, transaction
 
 REVISIONS = 20
 PAUSE = 'op.execute("SELECT pg_sleep(0.02)")'
@@ -35,6 +22,17 @@ BUILDING = (
     " AND query LIKE 'CREATE INDEX CONCURRENTLY%' AND wait_event_type = 'Lock'"
 )
 INVALID = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
+STEP_BY_STEP = """
+import sys
+from alembic import command
+from alembic.config import Config
+
+config = Config(toml_file=sys.argv[1])
+for line in sys.stdin:
+    command.upgrade(config, line.strip())
+    print("upgraded", flush=True)
+"""
+"""Upgrades to each revision that is read, and prints a line after each."""
 
 
 def make_revisions(count: int) -> list[Revision]:
@@ -59,11 +57,12 @@ def make_revisions(count: int) -> list[Revision]:
     return revisions
 
 
-def runners(server: Server, folder: Path, scale: Scale) -> str:
-    """Start runners at the same time; each revision is to be applied once."""
-    rounds, count = scale.of(20, 2), 8
+def runners(world: World) -> str:
+    """Start runners at the same time. Each revision must be applied once."""
+    server = world.server
+    rounds, count = world.of(20, 2), 8
     revisions = make_revisions(5)
-    scripts = Scripts(folder, revisions)
+    scripts = Scripts(world, "runners", revisions)
     for _ in range(rounds):
         url = server.new_database()
         started = [scripts.begin(url, "upgrade", "head") for _ in range(count)]
@@ -80,29 +79,42 @@ def runners(server: Server, folder: Path, scale: Scale) -> str:
 
 
 class _Upgrades:
-    """Upgrades that something happens to, and what the schema has to be after it."""
+    """Disturbed upgrades, and the schema of each revision to compare them with."""
 
-    def __init__(self, server: Server, folder: Path) -> None:
-        self.server = server
+    def __init__(self, world: World, name: str) -> None:
+        self.server = world.server
         revisions = make_revisions(REVISIONS)
-        self.scripts = Scripts(folder, revisions)
+        self.scripts = Scripts(world, name, revisions)
         self.head = revisions[-1].id
         self.building_indexes = {item.id for item in revisions if "concurrently" in item.upgrade}
-        self.expected = {"base": server.dump(url := server.new_database())}
-        with configured(url):
-            config = Config(toml_file=folder / "pyproject.toml")
-            started = time.monotonic()
+        url = self.server.new_database()
+        self.expected = {BASE: self.server.dump(url)}
+        started = time.monotonic()
+        with subprocess.Popen(
+            [world.python, "-c", STEP_BY_STEP, str(self.scripts.config)],
+            cwd=world.project.path,
+            env=world.environment(url),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as process:
+            assert process.stdin
+            assert process.stdout
             for revision in revisions:
-                command.upgrade(config, revision.id)
-                self.expected[revision.id] = server.dump(url)
+                print(revision.id, file=process.stdin, flush=True)
+                require(process.stdout.readline() == "upgraded\n", f"{revision.id} failed")
+                self.expected[revision.id] = self.server.dump(url)
+            process.stdin.close()
         require(len(set(self.expected.values())) == REVISIONS + 1, "revisions that do nothing")
-        # Without the dumps it takes less; what matters is that the moments are spread.
+        # About the time without the dumps. What matters is that the moments are spread.
         self.seconds = (time.monotonic() - started) / 2
 
     def disturb(self, disturbance: Callable[["subprocess.Popen[str]"], None]) -> str:
-        """Disturb an upgrade at a random moment; check the schema, and that the next run finishes.
+        """Disturb an upgrade at a random moment, and return the revision at which it stopped.
 
-        Returns the revision where it stopped.
+        Raises:
+            DrillError: the schema is not that revision's, or the next run did not finish.
         """
         url = self.server.new_database()
         runner = self.scripts.begin(url, "upgrade", "head")
@@ -136,7 +148,7 @@ class _Upgrades:
         return revision
 
     def kill_during_build(self, number: signal.Signals) -> bool:
-        """End a runner while its index is built; return whether the server finished the index."""
+        """End a runner while it builds an index. Return whether the server finished the index."""
         url = self.server.new_database()
         upgraded = self.scripts.begin(url, "upgrade", BEFORE_BUILD)
         upgraded.communicate(timeout=TIMEOUT)
@@ -156,30 +168,30 @@ class _Upgrades:
         return built
 
     def _schemas_at(self, revision: str) -> list[str]:
-        """Return what the schema may be where the database says that it is at `revision`."""
+        """Return the schemas that a database at `revision` may have."""
         names = list(self.expected)
         following = names[names.index(revision) + 1 :][:1]
-        # Its index commits itself: it may be there before the revision is recorded.
+        # CREATE INDEX CONCURRENTLY commits before the revision is recorded.
         built = [name for name in following if name in self.building_indexes]
         return [self.expected[name] for name in (revision, *built)]
 
-    def _check_head(self, url: DatabaseURL) -> None:
+    def _check_head(self, url: URL) -> None:
         require(self.server.revision(url) == self.head, "the next run did not get to head")
         require(self.server.dump(url) == self.expected[self.head], "head has another schema")
         require(self.server.rows(url, INVALID) == [(0,)], "an invalid index was left")
 
 
-def kills(server: Server, folder: Path, scale: Scale) -> str:
+def kills(world: World) -> str:
     """Send signals to runners at random moments, and while they build an index."""
-    count = scale.of(50, 6)
-    upgrades = _Upgrades(server, folder)
+    count = world.of(50, 6)
+    upgrades = _Upgrades(world, "kills")
     kinds = itertools.cycle((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
     disturbances = [
         functools.partial(_send, number=number) for number in itertools.islice(kinds, count)
     ]
     with ThreadPoolExecutor(max_workers=2) as pool:
         stopped = list(pool.map(upgrades.disturb, disturbances))
-    builds = [upgrades.kill_during_build(next(kinds)) for _ in range(scale.of(15, 3))]
+    builds = [upgrades.kill_during_build(next(kinds)) for _ in range(world.of(15, 3))]
     return (
         f"{count} runners ended by SIGKILL, SIGTERM and SIGINT in upgrades of {REVISIONS} "
         f"revisions, which stopped at {len(set(stopped))} different ones, {len(builds)} more "
@@ -193,10 +205,11 @@ def _send(runner: "subprocess.Popen[str]", number: signal.Signals) -> None:
     runner.send_signal(number)
 
 
-def restarts(server: Server, folder: Path, scale: Scale) -> str:
-    """Restart the server in the middle of upgrades: orderly, and as a crash would."""
-    count = scale.of(10, 2)
-    upgrades = _Upgrades(server, folder)
+def restarts(world: World) -> str:
+    """Restart the server during upgrades, with and without a checkpoint."""
+    server = world.server
+    count = world.of(10, 2)
+    upgrades = _Upgrades(world, "restarts")
     stopped = []
     for number in range(count):
         end = server.crash if number % 2 else server.stop

@@ -1,45 +1,42 @@
-"""What people get wrong: each gets a clear message, and the database stays as it was."""
+"""Common mistakes: each gets a clear message, and the database is unchanged."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from core.database_url import DatabaseURL
-from drills.world import TIMEOUT, Revision, Scale, Scripts, Server, require
+from sqlalchemy import URL
+from tests.drills.world import TIMEOUT, Revision, Scripts, Server, World, require
 
 READER = "drill_reader"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """A mistake, and what the message has to say."""
+    """A mistake, and a part of its message."""
 
     name: str
     message: str
     revisions: tuple[Revision, ...] = ()
-    prepare: Callable[[Server, DatabaseURL], DatabaseURL] = lambda _server, url: url
+    prepare: Callable[[Server, URL], URL] = lambda _server, url: url
 
 
 def _create(name: str, parent: str | None = "r01") -> Revision:
     return Revision(id=name, parent=parent, upgrade=f'op.execute("CREATE TABLE {name} (id int)")')
 
 
-def _unknown_revision(server: Server, url: DatabaseURL) -> DatabaseURL:
+def _unknown_revision(server: Server, url: URL) -> URL:
     server.run(url, "UPDATE alembic_version SET version_num = 'feedbeef'")
     return url
 
 
-def _read_only(server: Server, url: DatabaseURL) -> DatabaseURL:
+def _read_only(server: Server, url: URL) -> URL:
     server.run(url, f"ALTER DATABASE {url.database} SET default_transaction_read_only = on")
     return url
 
 
-def _without_rights(server: Server, url: DatabaseURL) -> DatabaseURL:
+def _without_rights(server: Server, url: URL) -> URL:
     server.run(url, f"CREATE ROLE {READER} LOGIN")
     server.run(url, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {READER}")
-    return DatabaseURL(
-        user=READER, password=None, hosts=url.hosts, database=url.database, query=url.query
-    )
+    return url.set(username=READER)
 
 
 MISTAKES = (
@@ -85,14 +82,15 @@ MISTAKES = (
 )
 
 
-def mistakes(server: Server, folder: Path, _scale: Scale) -> str:
+def mistakes(world: World) -> str:
     """Make each mistake in a database that is at its first revision."""
+    server = world.server
     first = _create("r01", None)
     for number, mistake in enumerate(MISTAKES):
         url = server.new_database()
-        Scripts(folder / f"{number}-before", [first]).upgrade(url)
+        Scripts(world, f"mistake-{number}-before", [first]).upgrade(url)
         server.run(url, "INSERT INTO r01 VALUES (1)")
-        scripts = Scripts(folder / str(number), [first, *mistake.revisions])
+        scripts = Scripts(world, f"mistake-{number}", [first, *mistake.revisions])
         used = mistake.prepare(server, url)
         before = server.dump(url, data=True)
         runner = scripts.begin(used, "upgrade", "head")

@@ -1,42 +1,39 @@
-"""What happens to the database, to the schema or to the process while requests flow."""
+"""Disturbances of the database, the schema and the process while requests are sent."""
 
 import asyncio
 import time
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 
 import psycopg
-
-from core.database_url import DatabaseURL
-from core.migrations.config import load_alembic_config
-from core.migrations.state import Revisions
-from core.project import ROOT
-from drills.load import (
+from sqlalchemy import URL
+from tests.drills.flow import (
     ALLOWED,
     LIMIT,
     LONG,
     PAUSE,
     POOL_TIMEOUT,
+    READY_REQUEST,
+    TABLE,
     Flow,
     requests_flow,
 )
-from drills.service_app import CREATE, TABLE
-from drills.world import (
+from tests.drills.world import (
+    LOCK_TIMEOUT,
     DrillError,
     Revision,
-    Scale,
     Scripts,
     Server,
+    World,
     connect,
     require,
     transaction,
 )
 
-VERSIONS = [path for path in [ROOT / "migrations" / "versions"] if path.exists()]
 SLEEPERS = 5
 SLEEP = 1.5
 """Requests that are under way at a SIGTERM, and the seconds that each takes."""
+CREATE = f"CREATE TABLE {TABLE} (key int PRIMARY KEY, label varchar(20) NOT NULL)"
 
 
 def _times(count: int) -> str:
@@ -45,30 +42,33 @@ def _times(count: int) -> str:
 
 
 @cache
-def _template(server: Server) -> str:
-    """Make a database at the project's head with a table of the drills' own; return its name."""
-    url = server.new_database()
-    Scripts(server.folder / url.database, [], beside=VERSIONS).upgrade(url)
-    server.run(url, CREATE)
+def _template(world: World) -> str:
+    """Create a database at the project's head with the drills' table, and return its name."""
+    url = world.server.new_database()
+    environment = world.environment(url, {"MIGRATION_BACKUP": "off"})
+    world.project.make("migrate-up", env=environment)
+    world.server.run(url, CREATE)
+    assert url.database
     return url.database
 
 
-def _new_database(server: Server) -> DatabaseURL:
-    url = server.new_database(_template(server))
-    # The project's own server is faster than safe: a crash would take the last moments with it.
-    server.run(url, f"ALTER DATABASE {url.database} SET synchronous_commit = on")
+def _new_database(world: World) -> URL:
+    url = world.server.new_database(_template(world))
+    # The embedded server has it off: a crash would lose the last commits.
+    world.server.run(url, f"ALTER DATABASE {url.database} SET synchronous_commit = on")
     return url
 
 
-def restarts(server: Server, folder: Path, scale: Scale) -> str:
+def restarts(world: World) -> str:
     """Stop the database, crash it and let it hang."""
-    rounds = scale.of(5, 1)
-    hang = LIMIT + scale.of(5, 1)  # a request that waits for its end has waited too long
-    url = _new_database(server)
+    server = world.server
+    rounds = world.of(5, 1)
+    hang = LIMIT + world.of(5, 1)  # longer than any request may wait
+    url = _new_database(world)
     ready: list[float] = []
 
     async def drill() -> Flow:
-        async with requests_flow(server, folder, url, scale) as (service, flow):
+        async with requests_flow(world, url) as (service, flow):
             for number in range(rounds):
                 for end in (server.stop, server.crash):
                     await asyncio.to_thread(end)
@@ -90,7 +90,7 @@ def restarts(server: Server, folder: Path, scale: Scale) -> str:
     require(flow.failed, "no request failed: nothing was tested")
     return (
         f"the database stopped, crashed and hung, {_times(rounds)} each: "
-        f"{flow.counts(server, LIMIT)}; ready again after {flow.readiness(ready)}"
+        f"{flow.counts(world.server, LIMIT)}; ready again after {flow.readiness(ready)}"
     )
 
 
@@ -112,31 +112,32 @@ def _wait_for(server: Server) -> None:
     raise DrillError(f"the server does not answer {LONG:.0f} s after its start")
 
 
-def migration(server: Server, folder: Path, scale: Scale) -> str:
+def migration(world: World) -> str:
     """Migrate the table that requests use, while a session holds it."""
-    tries = scale.of(3, 1)
-    url = _new_database(server)
+    tries = world.of(3, 1)
+    url = _new_database(world)
     steps = [
         f"op.execute('ALTER TABLE {TABLE} ADD COLUMN note text')",
         (
             "with op.get_context().autocommit_block():\n"
             f"    op.create_index('ix_note', '{TABLE}', ['note'], postgresql_concurrently=True)"
         ),
-        # What the service prepared before is void then.
+        # Invalidates the statements that the service has prepared.
         f"op.execute('ALTER TABLE {TABLE} ALTER COLUMN label TYPE varchar(40)')",
     ]
-    parent = next(iter(Revisions.load().heads), None)
+    parent = world.server.revision(url)
     revisions: list[Revision] = []
     for number, step in enumerate(steps, 1):
         revisions.append(Revision(id=f"drill{number}", parent=parent, upgrade=step))
         parent = revisions[-1].id
-    scripts = Scripts(folder, revisions, beside=VERSIONS)
+    versions = world.project.path / "migrations" / "versions"
+    scripts = Scripts(world, "service-migration", revisions, beside=[versions])
 
-    settings = {"DATABASE_POOL_TIMEOUT": 1 + load_alembic_config().safety.lock_timeout / 1000}
+    settings = {"DATABASE_POOL_TIMEOUT": 1 + LOCK_TIMEOUT}
     limit = LIMIT - POOL_TIMEOUT + settings["DATABASE_POOL_TIMEOUT"]
 
     async def drill() -> Flow:
-        async with requests_flow(server, folder, url, scale, **settings) as (service, flow):
+        async with requests_flow(world, url, **settings) as (service, flow):
             await asyncio.to_thread(_migrate_held_table, url, scripts, tries)
             await service.seconds_to_ready()
         return flow
@@ -144,12 +145,12 @@ def migration(server: Server, folder: Path, scale: Scale) -> str:
     flow = asyncio.run(drill())
     return (
         f"{len(steps)} revisions of the table in use, held until the {tries + 1}. try: "
-        f"{flow.counts(server, limit)}"
+        f"{flow.counts(world.server, limit)}"
     )
 
 
-def _migrate_held_table(url: DatabaseURL, scripts: Scripts, tries: int) -> None:
-    """Bring `url` to head, and hold the table until so many tries of a revision failed."""
+def _migrate_held_table(url: URL, scripts: Scripts, tries: int) -> None:
+    """Upgrade to head, and hold the table until a revision has failed `tries` times."""
     said: list[str] = []
     failed = 0
     with transaction(url, f"SELECT FROM {TABLE}") as holder:
@@ -164,32 +165,33 @@ def _migrate_held_table(url: DatabaseURL, scripts: Scripts, tries: int) -> None:
     require(failed >= tries, f"the table was not held: nothing was tested\n{''.join(said)}")
 
 
-def pool(server: Server, folder: Path, scale: Scale) -> str:
+def pool(world: World) -> str:
     """Let slow requests hold every connection."""
-    hold = scale.of(10, 2)
+    hold = world.of(10, 2)
     size = 2
-    url = _new_database(server)
+    url = _new_database(world)
 
     async def drill() -> Flow:
         settings = {"DATABASE_POOL_SIZE": size, "DATABASE_COMMAND_TIMEOUT": hold + LIMIT}
-        async with requests_flow(server, folder, url, scale, **settings) as (service, flow):
+        async with requests_flow(world, url, **settings) as (service, flow):
             slow = asyncio.gather(*(flow.sleep(hold, -number) for number in range(1, 1 + size)))
             while not slow.done():
-                response = await service.probe.get("/health/ready")
-                require(response.is_success, f"not ready, as the pool is busy: {response.text}")
+                answer = await service.probe.send(READY_REQUEST)
+                require(answer.is_success, f"not ready while the pool is busy: {answer.body!r}")
                 await asyncio.sleep(0.2)
         return flow
 
     flow = asyncio.run(drill())
     require(flow.failed, "no request failed: nothing was tested")
-    counts = flow.counts(server, POOL_TIMEOUT + ALLOWED)
+    counts = flow.counts(world.server, POOL_TIMEOUT + ALLOWED)
     return f"all {size} connections held for {hold} s, ready meanwhile: {counts}"
 
 
-def sigterm(server: Server, folder: Path, scale: Scale) -> str:
-    """Replace the process under load; then stop it while the database hangs."""
-    rounds = scale.of(5, 1)
-    url = _new_database(server)
+def sigterm(world: World) -> str:
+    """Replace the process under load. Then stop it while the database hangs."""
+    server = world.server
+    rounds = world.of(5, 1)
+    url = _new_database(world)
     ready: list[float] = []
     starts: list[float] = []
 
@@ -197,7 +199,7 @@ def sigterm(server: Server, folder: Path, scale: Scale) -> str:
 
     async def drill() -> Flow:
         nonlocal running
-        async with requests_flow(server, folder, url, scale) as (service, flow):
+        async with requests_flow(world, url) as (service, flow):
             for number in range(rounds):
                 under_way = await _slow_requests(flow, number)
                 running += await asyncio.to_thread(_sleepers, server)
@@ -230,7 +232,7 @@ def sigterm(server: Server, folder: Path, scale: Scale) -> str:
     return (
         f"SIGTERM {_times(rounds)}, and once while the database hung, "
         f"{running} requests under way answered: "
-        f"{flow.counts(server, LIMIT)}; the next process answered after {max(starts):.1f} s, and "
+        f"{flow.counts(world.server, LIMIT)}; the next process answered after {max(starts):.1f} s, and "
         f"was ready after {flow.readiness(ready)} more"
     )
 

@@ -1,12 +1,18 @@
-"""A session that holds a table while requests flow."""
+"""A session that holds a table while requests are sent."""
 
 import threading
 import time
-from pathlib import Path
 
-from core.database_url import DatabaseURL
-from core.migrations.config import load_alembic_config
-from drills.world import Revision, Scale, Scripts, Server, connect, require, transaction
+from sqlalchemy import URL
+from tests.drills.world import (
+    LOCK_TIMEOUT,
+    Revision,
+    Scripts,
+    World,
+    connect,
+    require,
+    transaction,
+)
 
 CLIENTS = 4
 PAUSE = 0.01
@@ -14,30 +20,22 @@ ALLOWED = 1.0
 """Seconds on top of lock_timeout."""
 
 BARE_ENV = """
-import asyncio
+import os
 from alembic import context
-from sqlalchemy.pool import NullPool
-from core.config import get_settings
-from core.database import create_engine
+from sqlalchemy import create_engine
 
-def run(connection):
+url = os.environ["DATABASE_URL"].replace("postgresql:", "postgresql+psycopg:", 1)
+with create_engine(url).connect() as connection:
     context.configure(connection=connection)
     with context.begin_transaction():
         context.run_migrations()
-
-async def main():
-    engine = create_engine(get_settings().url, poolclass=NullPool)
-    async with engine.begin() as connection:
-        await connection.run_sync(run)
-
-asyncio.run(main())
 """
 
 
 class _Requests:
-    """Requests that flow, and how long each waited."""
+    """Clients that query a table in a loop, and the wait for each query."""
 
-    def __init__(self, url: DatabaseURL) -> None:
+    def __init__(self, url: URL) -> None:
         self.url = url
         self.waits: list[float] = []
         self._stop = threading.Event()
@@ -68,10 +66,11 @@ class _Requests:
         return max(self.waits)
 
 
-def held_table(server: Server, folder: Path, scale: Scale) -> str:
-    """Hold a table that a revision wants; compare with what bare Alembic does to requests."""
-    seconds = scale.of(30, 6)
-    limit = load_alembic_config().safety.lock_timeout / 1000 + ALLOWED
+def held_table(world: World) -> str:
+    """Hold a table that a revision alters. Compare the waits with those under bare Alembic."""
+    server = world.server
+    seconds = world.of(30, 6)
+    limit = LOCK_TIMEOUT + ALLOWED
     revision = Revision(
         id="r01", parent=None, upgrade='op.execute("ALTER TABLE orders ADD COLUMN note text")'
     )
@@ -79,8 +78,11 @@ def held_table(server: Server, folder: Path, scale: Scale) -> str:
     server.run(url, "CREATE TABLE orders (id int PRIMARY KEY, amount int NOT NULL)")
     server.run(url, "INSERT INTO orders SELECT i, 0 FROM generate_series(0, 99) i")
     tried = [
-        (Scripts(folder / "ours", [revision]), url),
-        (Scripts(folder / "bare", [revision], env=BARE_ENV), server.new_database(url.database)),
+        (Scripts(world, "held-table", [revision]), url),
+        (
+            Scripts(world, "held-table-bare", [revision], env=BARE_ENV),
+            server.new_database(url.database),
+        ),
     ]
     requests = [_Requests(database) for _, database in tried]
     with (
@@ -90,7 +92,6 @@ def held_table(server: Server, folder: Path, scale: Scale) -> str:
         for flow in requests:
             flow.begin()
         runners = [scripts.begin(database, "upgrade", "head") for scripts, database in tried]
-        # On a busy machine, a runner takes long to get there.
         server.wait_until(tried[1][1], "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted")
         time.sleep(seconds)
     for runner in runners:

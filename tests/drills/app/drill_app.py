@@ -1,4 +1,4 @@
-"""The service with routes of the drills' own: `uvicorn --factory drills.service_app:create_app`."""
+"""The project's application with routes of the drills. It runs in the project's environment."""
 
 from fastapi import APIRouter, FastAPI
 from sqlalchemy import text
@@ -7,20 +7,17 @@ import main
 from core.dependencies import SessionDep
 from core.errors import NotFoundError
 
-TABLE = "drill_entries"
-CREATE = f"CREATE TABLE {TABLE} (key int PRIMARY KEY, label varchar(20) NOT NULL)"
-
 router = APIRouter(prefix="/drill")
 
 
 @router.post("/entries/{key}", status_code=201)
 async def add(key: int, session: SessionDep) -> None:
-    await session.execute(text(f"INSERT INTO {TABLE} VALUES (:key, 'new')"), {"key": key})
+    await session.execute(text("INSERT INTO drill_entries VALUES (:key, 'new')"), {"key": key})
 
 
 @router.get("/entries/{key}")
 async def read(key: int, session: SessionDep) -> str:
-    query = text(f"SELECT label FROM {TABLE} WHERE key = :key")
+    query = text("SELECT label FROM drill_entries WHERE key = :key")
     label: str | None = await session.scalar(query, {"key": key})
     if label is None:
         raise NotFoundError("there is no such entry")

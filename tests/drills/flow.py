@@ -1,26 +1,23 @@
-"""The service as its image starts it, and requests to it at a steady rate."""
+"""The service as its image starts it, and a steady rate of requests whose answers are checked."""
 
 import asyncio
-import itertools
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
-import httpx
+from benchmarks.load import Client, Request, send_at_rate
+from sqlalchemy import URL
+from tests.drills.world import DrillError, Server, World, require
 
-from core.database import CLOSE_TIMEOUT
-from core.database_url import DatabaseURL
-from core.project import ROOT
-from drills.service_app import TABLE
-from drills.world import DrillError, Scale, Server, require, runner_environment
-
+TABLE = "drill_entries"
+APP = Path(__file__).parent / "app"
+CLOSE_TIMEOUT = 0.5
+"""Seconds that the service waits for a connection to close."""
 POOL_SIZE = 10
 POOL_TIMEOUT = 1
 COMMAND_TIMEOUT = 3
@@ -29,24 +26,26 @@ ALLOWED = 1.0
 """Seconds on top of what the service itself may wait."""
 LIMIT = POOL_TIMEOUT + COMMAND_TIMEOUT + CLOSE_TIMEOUT + ALLOWED
 READY = 5.0
-"""Seconds in which the service has to be ready once the database answers, and its process does."""
+"""Seconds until the service is ready after the database and its process answer."""
 GRACE = 20
-"""Seconds that requests have to end in after SIGTERM: what the image gives them."""
+"""Seconds that requests have after SIGTERM, as in the image."""
 COMMAND = (
-    "uvicorn --factory drills.service_app:create_app --host 127.0.0.1"
+    "uvicorn --factory drill_app:create_app --host 127.0.0.1"
     f" --workers 1 --timeout-graceful-shutdown {GRACE}"
 )
 LONG = 60.0
 PAUSE = 0.02
+LIVE_REQUEST = Request("GET", "/health/live")
+READY_REQUEST = Request("GET", "/health/ready")
 
 
 class Service:
-    """The project's service with the routes of `drills.service_app`, started as in its image."""
+    """The project's service with the routes of `drill_app`, started as in its image."""
 
-    def __init__(self, url: DatabaseURL, folder: Path, **settings: float) -> None:
-        self.url = replace(url, query=(*url.query, ("connect_timeout", str(COMMAND_TIMEOUT))))
-        folder.mkdir(exist_ok=True)
-        self.log = folder / "service.log"
+    def __init__(self, world: World, url: URL, **settings: float) -> None:
+        self.world = world
+        self.url = url.update_query_dict({"connect_timeout": str(COMMAND_TIMEOUT)})
+        self.log = world.folder / f"{url.database}.log"
         self.settings = {
             "DATABASE_POOL_SIZE": POOL_SIZE,
             "DATABASE_MAX_OVERFLOW": 0,
@@ -56,75 +55,67 @@ class Service:
         }
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
-        # Shorter than uvicorn's 5 s, for which a connection stays open between requests.
-        self.client = self._make_client(httpx.Limits(keepalive_expiry=2))
-        # Another connection each time, as probes have.
-        self.probe = self._make_client(httpx.Limits(max_keepalive_connections=0))
+        self.client = Client(self.port)
+        # Opens a connection for each request, as probes do.
+        self.probe = Client(self.port, keep_alive=0)
         self.process = self.begin()
 
-    def _make_client(self, limits: httpx.Limits) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{self.port}", limits=limits, timeout=LONG, trust_env=False
-        )
-
-    async def close(self) -> None:
-        """End the process, however it is, and the connections to it."""
+    def close(self) -> None:
+        """Kill the process and close the connections to it."""
         self.process.kill()
         self.process.wait()
-        await self.client.aclose()
-        await self.probe.aclose()
+        self.client.close()
+        self.probe.close()
 
     def begin(self) -> "subprocess.Popen[bytes]":
-        """Start a process; the present one is its caller's."""
+        """Start another process. The caller ends the present one."""
         environment = {name: str(value) for name, value in self.settings.items()}
-        environment |= {
-            "ENVIRONMENT": "prod",
-            "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT))),
-        }
+        path = os.pathsep.join([str(self.world.project.path / "src"), str(APP)])
+        environment |= {"ENVIRONMENT": "prod", "PYTHONPATH": path}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *f"{COMMAND} --port {self.port}".split()],
-                cwd=ROOT,
-                env=runner_environment(self.url, environment),
+                [self.world.python, "-m", *f"{COMMAND} --port {self.port}".split()],
+                cwd=self.world.project.path,
+                env=self.world.environment(self.url, environment),
                 stdout=log,
                 stderr=log,
             )
         return self.process
 
     async def seconds_to_start(self) -> float:
-        """Return how long it took until the process answered."""
+        """Wait until the process answers, and return the seconds."""
         started = time.monotonic()
         while time.monotonic() - started < LONG:
             require(self.process.poll() is None, f"the service ended:\n{self.tail()}")
-            with suppress(httpx.TransportError):
-                await self.probe.get("/health/live")
+            with suppress(OSError):
+                await self.probe.send(LIVE_REQUEST)
                 return time.monotonic() - started
             await asyncio.sleep(PAUSE)
         raise DrillError(f"the service does not answer {LONG:.0f} s after its start")
 
     async def seconds_to_ready(self) -> float:
-        """Return how long it took until `/health/ready` was 200."""
+        """Wait until `/health/ready` is 200, and return the seconds."""
         started = time.monotonic()
-        while not (response := await self.probe.get("/health/ready")).is_success:
+        while not (answer := await self.probe.send(READY_REQUEST)).is_success:
             passed = time.monotonic() - started
-            require(passed < LONG, f"not ready within {LONG:.0f} s: {response.text}")
+            require(passed < LONG, f"not ready within {LONG:.0f} s: {answer.body!r}")
             await asyncio.sleep(PAUSE)
         return time.monotonic() - started
 
     async def refuses(self) -> None:
-        """Wait until a process that got SIGTERM takes no more connections."""
+        """Wait until a process that got SIGTERM accepts no more connections."""
         deadline = time.monotonic() + LONG
-        with suppress(httpx.TransportError):
+        with suppress(OSError):
             while time.monotonic() < deadline:
-                await self.probe.get("/health/live")
+                await self.probe.send(LIVE_REQUEST)
                 await asyncio.sleep(PAUSE)
-            raise DrillError(f"requests are taken {LONG:.0f} s after SIGTERM")
+            raise DrillError(f"connections are accepted {LONG:.0f} s after SIGTERM")
 
     async def ended(self, process: "subprocess.Popen[bytes]") -> None:
         """Wait for a process that got SIGTERM.
 
         Raises:
-            DrillError: it went on after its grace, or did not end in order.
+            DrillError: the process was still running after `GRACE` seconds, or failed.
         """
         try:
             await asyncio.to_thread(process.wait, GRACE)
@@ -132,7 +123,7 @@ class Service:
             process.kill()
             process.wait()
             raise DrillError(f"still running {GRACE} s after SIGTERM") from None
-        # uvicorn ends in order, and then by the signal that it got.
+        # uvicorn shuts down, then raises the signal that it got.
         code = process.returncode
         require(code in {0, -signal.SIGTERM}, f"exit code {code}\n{self.tail()}")
 
@@ -142,7 +133,7 @@ class Service:
 
 
 class Flow:
-    """Requests that are sent at their times, whatever became of those before."""
+    """A steady rate of requests, and a record of every answer."""
 
     def __init__(self, service: Service, rate: int) -> None:
         self.service = service
@@ -160,21 +151,20 @@ class Flow:
         self._ended = asyncio.Event()
 
     async def run(self) -> None:
-        """Send until `end`, half of them writes; return when the last one has its answer."""
-        started = time.monotonic()
+        """Send until `end`, every second one a write. Return after the last answer."""
+
+        async def send(number: int, _due: float) -> None:
+            await (self.write(number) if number % 2 else self.read())
+
         async with asyncio.TaskGroup() as group:
             group.create_task(self._measure_lag())
-            for number in itertools.count(1):
-                group.create_task(self.write(number) if number % 2 else self.read())
-                await asyncio.sleep(max(0, started + number / self.rate - time.monotonic()))
-                if self._ended.is_set():
-                    break
+            await send_at_rate(self.rate, send, self._ended.is_set)
 
     async def _measure_lag(self) -> None:
         while not self._ended.is_set():
             started = time.monotonic()
-            with suppress(httpx.TransportError):
-                await self.service.probe.get("/health/live")
+            with suppress(OSError):
+                await self.service.probe.send(LIVE_REQUEST)
                 self.lag = max(self.lag, time.monotonic() - started)
             await asyncio.sleep(0.1)
 
@@ -182,7 +172,7 @@ class Flow:
         self._ended.set()
 
     async def read(self) -> None:
-        """Read what was acknowledged last."""
+        """Read the last acknowledged row."""
         if self.written:
             await self.ask("GET", f"/drill/entries/{self.written[-1]}")
 
@@ -191,59 +181,58 @@ class Flow:
             self.written.append(key)
 
     async def sleep(self, seconds: float, key: int) -> None:
-        """Write, after holding a connection for some time."""
+        """Hold a connection for some seconds, then write."""
         if await self.ask("POST", f"/drill/sleep/{seconds}/{key}", meant_to_wait=seconds):
             self.written.append(key)
 
     async def ask(self, method: str, path: str, *, meant_to_wait: float = 0) -> bool:
-        """Send a request, and return whether it was answered with success."""
+        """Send a request and return whether its answer was a success."""
         self.sent += 1
         started = time.monotonic()
         try:
             async with asyncio.timeout(LONG):
-                response = await self.service.client.request(method, path)
+                answer = await self.service.client.send(Request(method, path))
         except TimeoutError:
             self.wrong.append(f"{method} {path}: no answer")
             return False
-        except httpx.TransportError as error:
+        except OSError as error:
             self.failed += 1
             if not self.may_refuse:
                 self.wrong.append(f"{method} {path}: {type(error).__name__}: {error}")
             return False
         finally:
             self.longest = max(self.longest, time.monotonic() - started - meant_to_wait)
-        if response.is_success:
+        if answer.is_success:
             self.answered += 1
             return True
         self.failed += 1
-        kind = response.headers.get("content-type")
-        if (response.status_code, kind) != (503, "application/problem+json"):
-            self.wrong.append(f"{method} {path}: {response.status_code} {response.text}")
+        if (answer.status, answer.content_type) != (503, "application/problem+json"):
+            self.wrong.append(f"{method} {path}: {answer.status} {answer.body!r}")
         return False
 
     async def goes_well(self) -> None:
         """Wait for a second in which no request fails.
 
         Raises:
-            DrillError: there was none in `LONG` seconds.
+            DrillError: there is none in `LONG` seconds.
         """
         deadline = time.monotonic() + LONG
         failed = -1
         while failed != self.failed:
-            require(time.monotonic() < deadline, "requests go on failing after it was over")
+            require(time.monotonic() < deadline, "requests still fail after the disturbance")
             failed = self.failed
             await asyncio.sleep(1)
 
     @property
     def noise(self) -> float:
-        """What the machine may add to a wait, in seconds: with a database it is woken up oftener."""
+        """Seconds that a busy machine may add to a wait. With a database it wakes up more often."""
         return 3 * self.lag
 
     def counts(self, server: Server, limit: float) -> str:
         """Return the counts.
 
         Raises:
-            DrillError: something acknowledged was lost, or a request waited longer than `limit`.
+            DrillError: an acknowledged row was lost, or a request waited longer than `limit`.
         """
         there = {key for (key,) in server.rows(self.service.url, f"SELECT key FROM {TABLE}")}
         lost = set(self.written) - there
@@ -257,10 +246,10 @@ class Flow:
         return counts
 
     def readiness(self, seconds: Iterable[float]) -> str:
-        """Return the longest time that it took to be ready.
+        """Return the longest time until the service was ready.
 
         Raises:
-            DrillError: it was too long.
+            DrillError: the time was too long.
         """
         longest = max(seconds)
         said = f"{longest:.2f} s (allowed {READY + self.noise:.1f})"
@@ -270,16 +259,16 @@ class Flow:
 
 @asynccontextmanager
 async def requests_flow(
-    server: Server, folder: Path, url: DatabaseURL, scale: Scale, **settings: float
+    world: World, url: URL, **settings: float
 ) -> AsyncIterator[tuple[Service, Flow]]:
-    """Let requests flow to a service on `url`; then require that they ended as promised.
+    """Send requests to a service on the database `url` until the block ends, and check the answers.
 
     Raises:
         DrillError: an answer was neither a success nor a 503, a connection was refused or closed
             while the process was not being replaced, the log has a traceback, or a session is left.
     """
-    service = Service(url, folder, **settings)
-    flow = Flow(service, scale.of(50, 25))
+    service = Service(world, url, **settings)
+    flow = Flow(service, world.of(50, 25))
     try:
         await service.seconds_to_start()
         await service.seconds_to_ready()
@@ -289,12 +278,12 @@ async def requests_flow(
         await flow.goes_well()
         flow.end()
         await running
-        _require_no_leak(server, service)
+        _require_no_leak(world.server, service)
         service.process.terminate()
         await service.ended(service.process)
     finally:
         flow.end()
-        await service.close()
+        service.close()
     wrong = f"{len(flow.wrong)} requests: {'; '.join(flow.wrong[:3])}"
     require(not flow.wrong, f"{wrong}\n{service.tail()}")
     log = service.log.read_text(encoding="utf-8").splitlines()
@@ -303,7 +292,7 @@ async def requests_flow(
 
 
 def _require_no_leak(server: Server, service: Service) -> None:
-    """Require that no connection is in a transaction, and that there are no more than allowed."""
+    """Require that all sessions are idle and that there are not too many."""
     query = (
         "SELECT coalesce(state, ''), left(query, 200) FROM pg_stat_activity"
         f" WHERE datname = '{service.url.database}' AND pid <> pg_backend_pid()"
@@ -311,5 +300,5 @@ def _require_no_leak(server: Server, service: Service) -> None:
     sessions = server.rows(server.url, query)
     busy = [session for session in sessions if session[0] != "idle"]
     require(not busy, f"sessions that are not idle after the last request: {busy}")
-    most = service.settings["DATABASE_POOL_SIZE"] + 1  # that of /health/ready
+    most = service.settings["DATABASE_POOL_SIZE"] + 1  # the one of /health/ready
     require(len(sessions) <= most, f"{len(sessions)} sessions, allowed are {most:.0f}")
