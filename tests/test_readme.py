@@ -111,7 +111,7 @@ def test_no_path_and_no_name_of_the_readme_is_made_up() -> None:
     questions = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
     for question in questions:
         assert re.search(rf"^{question}:$", (ROOT / "copier.yml").read_text(), re.MULTILINE)
-    assert len(questions) == 8
+    assert len(questions) == 9
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])

@@ -22,9 +22,6 @@ ALWAYS = {
     ".gitignore",
     "Makefile",
     "README.md",
-    "deploy/grafana/dashboard.json",
-    "deploy/prometheus/alerts.test.yml",
-    "deploy/prometheus/alerts.yml",
     "docs/watching.md",
     "deploy/hooks.sh",
     "docs/handbook.md",
@@ -54,6 +51,10 @@ OPTIONAL: dict[str, tuple[dict[str, object], set[str]]] = {
         {"container_files": True},
         {"Dockerfile", ".dockerignore", "compose.yaml", "docs/kubernetes.md"},
     ),
+    "monitoring": (
+        {"monitoring": True},
+        {f"deploy/monitoring/{name}" for name in ("README.md", "alerts.yml", "dashboard.json")},
+    ),
 }
 
 
@@ -72,23 +73,27 @@ def parse_all(project: Path) -> None:
     assert listed.returncode == 0, listed.stderr
 
 
+QUESTIONS = ("example_app", "ci", "container_files", "monitoring")
+
+
 @pytest.mark.parametrize(
-    ("example_app", "ci", "container_files"),
-    list(itertools.product([True, False], ["github", "gitlab", "none"], [True, False])),
+    "answers",
+    [
+        *itertools.product([True, False], ["github", "gitlab", "none"], [True, False], [True]),
+        (True, "github", True, False),
+        (True, "gitlab", False, False),
+        (False, "none", False, False),
+    ],
 )
 def test_each_answer_brings_its_files_and_no_others(
-    template: Path, tmp_path: Path, *, example_app: bool, ci: str, container_files: bool
+    template: Path, tmp_path: Path, answers: tuple[object, ...]
 ) -> None:
-    answers: dict[str, object] = {
-        "example_app": example_app,
-        "ci": ci,
-        "container_files": container_files,
-    }
-    project = Project(copy(template, tmp_path / "project", answers))
+    answered = dict(zip(QUESTIONS, answers, strict=True))
+    project = Project(copy(template, tmp_path / "project", answered))
     files = project.files()
     assert files >= ALWAYS
     for wanted, paths in OPTIONAL.values():
-        chosen = all(answers[name] == value for name, value in wanted.items())
+        chosen = all(answered[name] == value for name, value in wanted.items())
         assert (paths <= files) if chosen else not (paths & files)
     parse_all(project.path)
 
@@ -123,14 +128,14 @@ def test_nothing_of_the_template_leaks(template: Path, tmp_path: Path) -> None:
             assert path not in text or name == ".copier-answers.yml"
 
 
-def test_at_most_eight_questions_each_with_help_and_a_check(template: Path) -> None:
+def test_at_most_nine_questions_each_with_help_and_a_check(template: Path) -> None:
     document = yaml.safe_load((template / "copier.yml").read_text(encoding="utf-8"))
     questions = {
         name: question
         for name, question in document.items()
         if not name.startswith("_") and question.get("when") is not False
     }
-    assert len(questions) <= 8
+    assert len(questions) <= 9
     for question in questions.values():
         assert question["help"]
         assert "validator" in question or "choices" in question or question["type"] == "bool"

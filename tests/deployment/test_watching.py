@@ -1,4 +1,4 @@
-"""Alerts, the dashboard and the manifest for Kubernetes: what a project ships to be watched with."""
+"""Alerts, the dashboard, and the documented manifests for Kubernetes."""
 
 import copy
 import json
@@ -24,9 +24,11 @@ from core.migrations.state import State
 
 Document = dict[str, Any]
 
-DEPLOY = ROOT / "template" / "deploy"
-ALERTS = DEPLOY / "prometheus" / "alerts.yml"
-DASHBOARD: Document = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text("utf-8"))
+MONITORING = ROOT / "template" / "deploy" / "monitoring"
+ALERTS = MONITORING / "alerts.yml"
+UNIT_TESTS = Path(__file__).with_name("alerts.test.yml")
+DASHBOARD: Document = json.loads((MONITORING / "dashboard.json").read_text("utf-8"))
+RUNBOOK = (MONITORING / "README.md").read_text("utf-8")
 WATCHING = (ROOT / "template" / "docs" / "watching.md").read_text("utf-8")
 RULES: list[Document] = yaml.safe_load(ALERTS.read_text("utf-8"))["groups"][0]["rules"]
 
@@ -123,8 +125,13 @@ def test_metrics_and_labels_are_those_that_a_service_tells(
 def test_promtool_finds_the_alerts_right_and_their_unit_tests_pass() -> None:
     done = promtool("check", "rules", "--lint=all", "--lint-fatal", ALERTS)
     assert done.returncode == 0, done.stdout + done.stderr
-    done = promtool("test", "rules", ALERTS.with_name("alerts.test.yml"))
+    done = promtool("test", "rules", UNIT_TESTS)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def unit_tests() -> Document:
+    """Return the unit tests, for rules in the same folder."""
+    return {**yaml.safe_load(UNIT_TESTS.read_text("utf-8")), "rule_files": ["alerts.yml"]}
 
 
 def with_rule(rule: Document, **changes: object) -> Document:
@@ -179,7 +186,7 @@ def mutants(rule: Document) -> Iterator[tuple[str, list[Document]]]:
 @needs_promtool
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 def test_any_mistake_in_an_alert_makes_its_unit_test_fail(rule: Document, tmp_path: Path) -> None:
-    suite = yaml.safe_load(ALERTS.with_name("alerts.test.yml").read_text("utf-8"))
+    suite = unit_tests()
     for test in suite["tests"]:
         test.pop("promql_expr_test", None)
         test["alert_rule_test"] = [
@@ -203,7 +210,7 @@ def test_any_mistake_in_an_alert_makes_its_unit_test_fail(rule: Document, tmp_pa
 
 @needs_promtool
 def test_without_their_patience_alerts_fire_in_an_ordinary_roll_out(tmp_path: Path) -> None:
-    shutil.copytree(ALERTS.parent, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "alerts.test.yml").write_text(yaml.safe_dump(unit_tests()), "utf-8")
     hasty = re.sub(r"^ +for: .*\n", "", ALERTS.read_text("utf-8"), flags=re.MULTILINE)
     (tmp_path / "alerts.yml").write_text(hasty, "utf-8")
     done = promtool("test", "rules", tmp_path / "alerts.test.yml")
@@ -225,10 +232,10 @@ def test_an_alert_says_how_bad_it_is_what_to_do_and_where_more_is_said(rule: Doc
     assert set(rule["annotations"]) == {"summary", "description", "runbook"}
     assert "{{ $labels.job }}" in rule["annotations"]["summary"]
     document, anchor = rule["annotations"]["runbook"].split("#")
-    assert document == "docs/watching.md"
+    assert document == "deploy/monitoring/README.md"
     assert anchor == rule["alert"].lower()
-    assert anchor in headings(WATCHING)
-    table = re.search(rf"^\| \[{rule['alert']}\]\(#{anchor}\) \|.*$", WATCHING, re.MULTILINE)
+    assert anchor in headings(RUNBOOK)
+    table = re.search(rf"^\| \[{rule['alert']}\]\(#{anchor}\) \|.*$", RUNBOOK, re.MULTILINE)
     assert table
     assert table[0].endswith(f"| {rule['labels']['severity']} |")
     for amount, unit in re.findall(r"(\d+)([mh])", rule.get("for", "")):
@@ -402,7 +409,13 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["docs/watching.md", "docs/kubernetes.md", "deploy/prometheus/alerts.yml"]
+    "name",
+    [
+        "docs/watching.md",
+        "docs/kubernetes.md",
+        "deploy/monitoring/README.md",
+        "deploy/monitoring/alerts.yml",
+    ],
 )
 def test_no_target_no_link_and_no_file_is_made_up(project: Project, name: str) -> None:
     text = project.read(name)
@@ -410,16 +423,16 @@ def test_no_target_no_link_and_no_file_is_made_up(project: Project, name: str) -
         assert re.search(rf"^{target}:", project.read("Makefile"), re.MULTILINE)
     for link in re.findall(r"\]\(([^)]+)\)", text):
         document, _, anchor = link.partition("#")
-        path = Path("docs") / document if document else Path(name)
+        path = Path(name).parent / document if document else Path(name)
         assert (project.path / path).exists()
         assert not anchor or anchor in headings(project.read(str(path)))
-    for path in re.findall(r"deploy/(?:prometheus|grafana)/[\w.]+", text):
+    for path in re.findall(r"deploy/monitoring/[\w.]+", text):
         assert (project.path / path).exists()
 
 
 @needs_promtool
 def test_the_documented_configuration_of_prometheus_takes_the_alerts(project: Project) -> None:
-    (configuration,) = blocks(WATCHING, "yaml")
+    (configuration,) = blocks(RUNBOOK, "yaml")
     file = project.write("prometheus.yml", configuration)
     try:
         done = promtool("check", "config", file)
