@@ -5,6 +5,7 @@
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -65,6 +66,7 @@ def world(render: Render, tmp_path: Path) -> Iterator[World]:
 @pytest.mark.parametrize("name", DRILLS)
 def test_the_drill_holds(name: str, world: World) -> None:
     drill, result_of_short_form = DRILLS[name]
+    started = time.monotonic()
     result = drill(world)
-    print(f"\n{name:<18} {result}")
+    print(f"\n{name:<18} {time.monotonic() - started:4.0f} s  {result}")
     assert FULL or re.match(result_of_short_form, result)
