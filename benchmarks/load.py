@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import uvloop
 
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 """Seconds that an answer may take."""
 _STATUS = re.compile(rb"HTTP/1\.1 (\d+)")
 _TYPE = re.compile(rb"\r\ncontent-type: *([^\r]*)", re.IGNORECASE)
@@ -66,11 +66,16 @@ class Client:
 
         Raises:
             OSError: the connection was refused or closed.
+            TimeoutError: the answer took longer than `TIMEOUT`.
         """
+        async with asyncio.timeout(TIMEOUT):
+            return await self._send(request.encode(number))
+
+    async def _send(self, message: bytes) -> Answer:
         reader, writer = self._take_idle() or await asyncio.open_connection("127.0.0.1", self._port)
         keep = False
         try:
-            writer.write(request.encode(number))
+            writer.write(message)
             head = await reader.readuntil(b"\r\n\r\n")
             length = _LENGTH.search(head)
             body = await reader.readexactly(int(length[1])) if length else b""
@@ -168,8 +173,7 @@ class Load:
         async def send(number: int, due: float) -> None:
             number += self.first
             request = self.requests[number % len(self.requests)]
-            async with asyncio.timeout(TIMEOUT):
-                answer = await client.send(request, number)
+            answer = await client.send(request, number)
             if measured <= (now := time.perf_counter()) < ends:
                 waits.append(now - due)
                 statuses[answer.status] += 1

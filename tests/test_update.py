@@ -332,9 +332,11 @@ def test_changed_answers_bring_what_they_ask_for_and_take_nothing_of_the_person_
     project.commit("Ours")
     before = contents(project)
     improve(own_upstream, "v99.1.0", "src/core/health.py", '"""Seconds that', '"""The seconds that')
-    copies.update(project, "--data=ci=gitlab", "--data=example_app=false")
+    changed = ("ci=gitlab", "example_app=false", "monitoring=false")
+    copies.update(project, *(f"--data={answer}" for answer in changed))
     require_clean_merge(project)
     assert (project.path / ".gitlab-ci.yml").exists()
+    assert not (project.path / "deploy" / "monitoring").exists()
     assert "ci: gitlab" in project.read(".copier-answers.yml")
     kept = [path for path in before if path in OWN or path.startswith(("src/apps", "migrations"))]
     assert {path: contents(project)[path] for path in kept} == {path: before[path] for path in kept}
