@@ -89,7 +89,6 @@ class _Upgrades:
         self.building_indexes = {item.id for item in revisions if "concurrently" in item.upgrade}
         url = self.server.new_database()
         self.expected = {BASE: self.server.dump(url)}
-        started = time.monotonic()
         with subprocess.Popen(
             [world.python, "-c", STEP_BY_STEP, str(self.scripts.config)],
             cwd=world.project.path,
@@ -107,8 +106,12 @@ class _Upgrades:
                 self.expected[revision.id] = self.server.dump(url)
             process.stdin.close()
         require(len(set(self.expected.values())) == REVISIONS + 1, "revisions that do nothing")
-        # About the time without the dumps. What matters is that the moments are spread.
-        self.seconds = (time.monotonic() - started) / 2
+        runner, reader, _ = self._begin(self.server.new_database())
+        started = time.monotonic()
+        runner.wait(TIMEOUT)
+        reader.join()
+        self.seconds = time.monotonic() - started
+        """How long an undisturbed upgrade takes after it has connected."""
 
     def disturb(self, disturbance: Callable[["subprocess.Popen[str]"], None]) -> str:
         """Disturb an upgrade at a random moment, and return the revision at which it stopped.
@@ -117,20 +120,7 @@ class _Upgrades:
             DrillError: the schema is not that revision's, or the next run did not finish.
         """
         url = self.server.new_database()
-        runner = self.scripts.begin(url, "upgrade", "head")
-        began = threading.Event()
-        said: list[str] = []
-
-        def read() -> None:
-            for line in runner.stderr or ():
-                said.append(line)
-                if "Will assume" in line:
-                    began.set()
-            began.set()
-
-        reader = threading.Thread(target=read)
-        reader.start()
-        began.wait(TIMEOUT)
+        runner, reader, said = self._begin(url)
         time.sleep(random.uniform(0, self.seconds))  # noqa: S311
         disturbance(runner)
         runner.wait(TIMEOUT)
@@ -146,6 +136,27 @@ class _Upgrades:
         self.scripts.upgrade(url)
         self._check_head(url)
         return revision
+
+    def _begin(self, url: URL) -> tuple["subprocess.Popen[str]", threading.Thread, list[str]]:
+        """Start an upgrade and wait until it has connected.
+
+        Returns the process, the thread that reads its log, and the lines that were read.
+        """
+        runner = self.scripts.begin(url, "upgrade", "head")
+        began = threading.Event()
+        said: list[str] = []
+
+        def read() -> None:
+            for line in runner.stderr or ():
+                said.append(line)
+                if "Will assume" in line:
+                    began.set()
+            began.set()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        began.wait(TIMEOUT)
+        return runner, reader, said
 
     def kill_during_build(self, number: signal.Signals) -> bool:
         """End a runner while it builds an index. Return whether the server finished the index."""
