@@ -7,6 +7,8 @@ OWN_UV := .uv/bin/uv
 endif
 PYTHON ?= python3
 PYTEST_ARGS ?=
+LIBRARY := template/packages/alembic-safety
+CHECKSUMS := PYTHONPATH=$(LIBRARY)/src .venv/bin/python -m alembic_safety.checksums
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test drill check format bench
@@ -32,11 +34,13 @@ check: $(OWN_UV) ## Check format, lint and types
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/mypy
+	@$(CHECKSUMS) $(LIBRARY) || { echo 'run `make format`: it writes SHA256SUMS' >&2; exit 1; }
 
 format: $(OWN_UV) ## Format the code, and mend what can be mended
 	@$(UV) sync --quiet
 	.venv/bin/ruff check --fix-only
 	.venv/bin/ruff format
+	@$(CHECKSUMS) --write $(LIBRARY)
 
 bench: $(OWN_UV) ## Measure the rendered project beside floors in the same run (ONLY=requests,tests: parts of it)
 	@$(UV) sync --quiet

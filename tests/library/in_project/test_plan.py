@@ -11,6 +11,7 @@ from tests.inside.support import Project
 from alembic_safety import cli as migrations
 from alembic_safety import project as safety
 from alembic_safety.backup.clients import find_client
+from alembic_safety.commands import review
 from alembic_safety.errors import ClientProgramError
 
 Plan = Callable[..., tuple[int, str]]
@@ -74,7 +75,7 @@ def test_what_is_unsafe_is_said_in_each_format(project: Project, plan: Plan) -> 
     project.run("upgrade", "head")
     project.write("b2", "a1", UNSAFE.strip(), table=False)
     code, said = plan()
-    assert code == migrations.UNSAFE
+    assert code == review.UNSAFE
     for expected in (
         "rewrites: every row of t_a1 is rewritten",
         "breaks running code: the column other.name is dropped",
@@ -145,7 +146,7 @@ def test_acknowledgements_are_checked(project: Project, plan: Plan) -> None:
     module = "acknowledged = {'destroys data:t_a1': 'unused', 'rewrites:t_a1': ''}"
     project.write("b2", "a1", "op.execute('DELETE FROM t_a1')", table=False, module=module)
     code, said = plan()
-    assert code == migrations.UNSAFE
+    assert code == review.UNSAFE
     assert "(acknowledged: unused)" in said
     assert "'rewrites:t_a1' is acknowledged without a reason" in said
 
@@ -272,7 +273,7 @@ def test_what_a_branch_adds_is_planned_from_all_heads_of_its_base(
     assert plan("--base=base") == (0, "This branch adds no revision to base.\n")
     based.write("a2", "a1", "op.create_index('ix', 't_b1', ['id'])")
     code, said = plan("--base=base", "--format=json")
-    assert code == migrations.UNSAFE
+    assert code == review.UNSAFE
     document = json.loads(said)
     assert (document["base"], document["current"]) == ("base", ["a1", "b1"])
     [revision] = document["revisions"]

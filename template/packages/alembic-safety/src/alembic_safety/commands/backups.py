@@ -1,0 +1,119 @@
+"""Commands on backups."""
+
+import argparse
+import asyncio
+import sys
+import time
+
+from sqlalchemy import Connection
+
+from alembic_safety.backup.clients import find_client
+from alembic_safety.backup.dump import (
+    backup_folder,
+    check_readable,
+    kind_before_migrations,
+    record_backup,
+    take_backup,
+)
+from alembic_safety.backup.files import Backup, find_backup, format_size, list_backups
+from alembic_safety.backup.restore import restore as restore_database
+from alembic_safety.backup.swap import RestoreError
+from alembic_safety.commands.schema import read_state
+from alembic_safety.database.pooler import connect_directly, refuse_transaction_pooler
+from alembic_safety.errors import ClientProgramError, NotConfirmedError
+from alembic_safety.options import BackupKind
+from alembic_safety.project import Project
+from alembic_safety.state import Revisions, State
+
+AS_SET, PENDING = "auto", "pending"
+"""The kind that the options set; the same, and only if revisions are pending."""
+
+
+def back_up(project: Project, given: str) -> int:
+    """Take a backup of a kind, and print its path."""
+    target = project.target
+    as_set = given in {AS_SET, PENDING}
+    kind = kind_before_migrations(project) if as_set else BackupKind(given)
+    if kind is BackupKind.OFF:
+        print("No backup: it is switched off (option backup).", file=sys.stderr)
+        return 0
+    if given == PENDING and _is_at_head(project):
+        print("No backup: nothing is pending.", file=sys.stderr)
+        return 0
+
+    def take_and_record(connection: Connection) -> Backup:
+        started = time.monotonic()
+        backup = take_backup(connection, project, kind)
+        seconds = time.monotonic() - started
+        record_backup(connection, backup, seconds=seconds, code_version=target.code_version)
+        return backup
+
+    async def take() -> Backup:
+        async with connect_directly(target.url) as (_, connection):
+            return await connection.run_sync(take_and_record)
+
+    print(asyncio.run(take()).path)
+    return 0
+
+
+def print_backups(project: Project) -> int:
+    """Print the backups, each read to its end; fail if one is broken."""
+    folder = backup_folder(project)
+    backups = list_backups(folder)
+    if not backups:
+        print(f"There are no backups in {folder}.")
+        return 0
+    pg_restore = find_client("pg_restore", None)
+    broken = 0
+    for backup in backups:
+        try:
+            check_readable(pg_restore, backup.path)
+            verdict = "verified"
+        except ClientProgramError as error:
+            broken += 1
+            verdict = f"BROKEN ({' '.join(str(error).split())})"
+        when = backup.taken_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        size = format_size(backup.path.stat().st_size)
+        print(
+            f"{when}  {backup.revision}  {backup.kind:<6}  {size:>8}  {backup.path.name}  {verdict}"
+        )
+    return 1 if broken else 0
+
+
+def print_backup_path(project: Project, given: str) -> int:
+    """Print the path of a backup, or of their folder."""
+    folder = backup_folder(project)
+    database = project.target.url.database
+    found = find_backup(folder, given, database, full=False).path.resolve() if given else folder
+    print(found)
+    return 0
+
+
+def restore(project: Project, given: argparse.Namespace) -> int:
+    """Restore a backup into a new database, or over the present one."""
+    url = project.target.url
+    if given.confirm and given.confirm != url.database:
+        raise NotConfirmedError(
+            f"{given.confirm!r} is not the name of the database ({url.database}); "
+            "nothing was changed"
+        )
+    if given.confirm and given.into:
+        raise RestoreError(
+            "CONFIRM puts the backup in the present database's place, DATABASE names a new one; "
+            "give one of them"
+        )
+    folder = backup_folder(project)
+    replace = bool(given.confirm)
+    backup = find_backup(folder, given.backup, url.database, full=replace)
+
+    async def run() -> str:
+        await refuse_transaction_pooler(url)
+        return await restore_database(url, backup, into=given.into or None, replace=replace)
+
+    name = asyncio.run(run())
+    print(f"The backup is restored in the database {name}.")
+    return 0
+
+
+def _is_at_head(project: Project) -> bool:
+    return read_state(project, Revisions.load(project.make_config())).state is State.AT_HEAD
