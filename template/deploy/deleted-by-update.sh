@@ -1,14 +1,16 @@
 #!/bin/sh
-# List the files that you edited and that the template's newest release no longer has, and fail if there
-# are any, unless FORCE=1: deploy/deleted-by-update.sh [COPIER...]
-# Copier deletes such files. This script updates a copy of the last commit and compares the deleted files
-# with what the template had rendered.
+# List the files that you edited and that the template's newest release no longer has, which an update
+# deletes: deploy/deleted-by-update.sh [COPIER...]
+# It fails if there are any, unless FORCE=1 is set. It updates a copy of the last commit, and compares the
+# files that this deletes with what the template had rendered.
 set -eu
 
-[ $# -gt 0 ] || set -- uvx copier
+if [ $# -eq 0 ]; then
+    if command -v copier >/dev/null; then set -- copier; else set -- uvx copier; fi
+fi
 project=$(git rev-parse --show-toplevel)
 folder=$(git rev-parse --show-prefix)
-commit=$(sed -n "s/^_commit: *//p" .copier-answers.yml)
+release=$(sed -n 's/^_commit: *//p' .copier-answers.yml)
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 git clone --quiet --shared "$project" "$scratch/copy"
@@ -20,14 +22,11 @@ git -C "$copy" diff --relative --name-only --diff-filter=D >"$scratch/deleted"
 
 git -C "$copy" reset --quiet --hard
 git -C "$copy" clean --quiet --force -d
-"$@" recopy --defaults --overwrite --quiet --vcs-ref="$commit" "$copy"
+"$@" recopy --defaults --overwrite --quiet --vcs-ref="$release" "$copy"
 git -C "$copy" diff --relative --name-only >"$scratch/edited"
-lost=$(grep -Fxf "$scratch/deleted" "$scratch/edited") || exit 0
+edited=$(grep -Fx -f "$scratch/deleted" "$scratch/edited") || exit 0
 
-printf 'You edited these files, and the update deletes them:\n%s\n' "$lost" >&2
-case ${FORCE:-} in
-'' | 0 | no | false)
-    echo 'Move what you need to files of your own, then run `make template-update FORCE=1`.' >&2
-    exit 1
-    ;;
-esac
+printf 'You edited these files, and the update deletes them:\n%s\n' "$edited" >&2
+case ${FORCE:-} in '' | 0 | no | false) ;; *) exit 0 ;; esac
+echo 'Move what you need of them into files of your own, then run: make template-update FORCE=1' >&2
+exit 1
