@@ -6,15 +6,15 @@
 set -eu
 
 if [ $# -eq 0 ]; then
-    if command -v copier >/dev/null; then set -- copier; else set -- uvx copier; fi
+    if command -v copier >/dev/null; then set -- copier; else set -- "$(command -v uv || echo .uv/bin/uv)" tool run copier; fi
 fi
 project=$(git rev-parse --show-toplevel)
 folder=$(git rev-parse --show-prefix)
-release=$(sed -n 's/^_commit: *//p' .copier-answers.yml)
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 git clone --quiet --shared "$project" "$scratch/copy"
 copy=$scratch/copy/$folder
+release=$(sed -n 's/^_commit: *//p' "$copy/.copier-answers.yml")
 
 "$@" update --defaults --quiet "$copy"
 git -C "$copy" diff --relative --name-only --diff-filter=D >"$scratch/deleted"

@@ -1,5 +1,4 @@
 #!/usr/bin/env python3
-# ruff: noqa: INP001 - a program
 """Print the versions of Python and PostgreSQL that the image and CI use.
 
 `service.py postgres`, `service.py python` and `service.py name` print one value alone.
