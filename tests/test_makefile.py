@@ -82,10 +82,11 @@ def project(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Project
     """A committed project. The programs that recipes run print their arguments and end."""
     folder = tmp_path_factory.mktemp("makefile")
     project = Project(copy(template, folder / "project", {}))
-    for name in ("uv", "docker", "apt-get", "sudo"):
+    for name in ("uv", "docker"):
         program = project.write(f"../programs/{name}", "#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
         program.chmod(0o755)
     project.environment["PATH"] = f"{folder / 'programs'}:{project.environment['PATH']}"
+    project.write("deploy/postgres-client.sh", "# would install packages\n")
     project.commit()
     return project
 
