@@ -124,7 +124,7 @@ def test_a_wrong_name_of_an_image_is_one_clear_line_and_runs_nothing(
 ) -> None:
     for target in ("image", "image-push"):
         done = project.make(target, "ENGINE=engine", f"{name}={value}", expect=2)
-        assert "is no name of an image" in done.stderr
+        assert "is not the name of an image" in done.stderr
         assert "argument" not in done.stdout
     assert not list(project.path.rglob("pwned"))
 
@@ -137,5 +137,5 @@ def test_without_a_dockerfile_or_a_program_that_builds_make_says_so(
     assert "no-such-engine is not installed" in done.stderr
     (project.path / "Dockerfile").unlink()
     done = project.make(target, "ENGINE=engine", expect=2)
-    assert "there is no Dockerfile" in done.stderr
+    assert "There is no Dockerfile" in done.stderr
     assert "argument" not in done.stdout

@@ -109,10 +109,11 @@ def test_its_tests_refuse_prod(project: Project) -> None:
 
 def test_bare_make_lists_every_target(project: Project) -> None:
     listed = project.make().stdout
-    phony = re.findall(r"^([a-z-]+):.*## ", project.read("Makefile"), re.MULTILINE)
+    makefiles = project.read("Makefile") + project.read("deploy/deploy.mk")
+    targets = re.findall(r"^([a-z-]+):.*## ", makefiles, re.MULTILINE)
     wanted = "dev test check format migrate-create migrate-up migrate-down migrate-status"
-    assert {*wanted.split(), "migrate-reset", "db-shell", "db-stop"} <= set(phony)
-    for target in phony:
+    assert {*wanted.split(), "migrate-reset", "db-shell", "db-stop", "image"} <= set(targets)
+    for target in targets:
         assert re.search(rf"^  {target} +\S", listed, re.MULTILINE)
 
 

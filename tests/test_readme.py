@@ -116,6 +116,7 @@ def test_no_path_and_no_name_of_the_readme_is_made_up() -> None:
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
 def test_every_make_target_that_is_named_exists(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
-    makefiles = (ROOT / "Makefile").read_text() + (ROOT / "template" / "Makefile").read_text()
+    paths = ("Makefile", "template/Makefile", "template/deploy/deploy.mk")
+    makefiles = "".join((ROOT / path).read_text(encoding="utf-8") for path in paths)
     for target in re.findall(r"`make ([a-z-]+)", text):
         assert re.search(rf"^{target}:", makefiles, re.MULTILINE), target

@@ -406,8 +406,9 @@ def blocks(text: str, language: str) -> list[str]:
 )
 def test_no_target_no_link_and_no_file_is_made_up(project: Project, name: str) -> None:
     text = project.read(name)
+    makefiles = project.read("Makefile") + project.read("deploy/deploy.mk")
     for target in re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE):
-        assert re.search(rf"^{target}:", project.read("Makefile"), re.MULTILINE)
+        assert re.search(rf"^{target}:", makefiles, re.MULTILINE)
     for link in re.findall(r"\]\(([^)]+)\)", text):
         document, _, anchor = link.partition("#")
         path = Path("docs") / document if document else Path(name)
