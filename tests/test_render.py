@@ -26,6 +26,7 @@ ALWAYS = {
     "deploy/prometheus/alerts.test.yml",
     "deploy/prometheus/alerts.yml",
     "docs/watching.md",
+    "deploy/deploy.mk",
     "deploy/hooks.sh",
     "docs/handbook.md",
     "docs/template-changes.md",
@@ -123,14 +124,14 @@ def test_nothing_of_the_template_leaks(template: Path, tmp_path: Path) -> None:
             assert path not in text or name == ".copier-answers.yml"
 
 
-def test_at_most_eight_questions_each_with_help_and_a_check(template: Path) -> None:
-    document = yaml.safe_load((template / "copier.yml").read_text(encoding="utf-8"))
-    questions = {
-        name: question
-        for name, question in document.items()
-        if not name.startswith("_") and question.get("when") is not False
-    }
-    assert len(questions) <= 8
+def test_at_most_nine_questions_each_with_help_and_a_check(template: Path) -> None:
+    text = (template / "copier.yml").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 140
+    document = yaml.safe_load(text)
+    questions = {name: value for name, value in document.items() if not name.startswith("_")}
+    # Only a project of release 1 is asked the one with a condition.
+    assert [name for name, value in questions.items() if "when" in value] == ["keep_name"]
+    assert len(questions) - 1 <= 9
     for question in questions.values():
         assert question["help"]
         assert "validator" in question or "choices" in question or question["type"] == "bool"
@@ -170,8 +171,8 @@ def test_after_copying_a_message_says_what_is_next(template: Path, tmp_path: Pat
         ("project_slug", "Upper", "at most 40 of a-z"),
         ("project_slug", "ends-", "at most 40 of a-z"),
         ("project_slug", "line\n", "at most 40 of a-z"),
-        ("project_slug", "fastapi", "choose another"),
         ("project_slug", "postgres", "choose another"),
+        ("project_slug", "template1", "choose another"),
         ("description", "x\r\ny", "no line breaks"),
         ("python_version", "3.10", "3.11"),
         ("postgres_version", "13", "14"),
@@ -272,8 +273,7 @@ def test_any_slug_is_refused_or_names_the_project(template: Path, slug: str) -> 
             return
         copy(template, target, {"project_slug": slug})
         parse_all(target)
-        document = tomllib.loads((target / "pyproject.toml").read_text(encoding="utf-8"))
-        assert document["project"]["name"] == slug
+        assert read_name(target) == (f"{slug.removesuffix('-service')}-service", slug)
 
 
 def test_the_table_of_lint_rules_is_the_same_here_and_there(template: Path, tmp_path: Path) -> None:
@@ -285,14 +285,42 @@ def test_the_table_of_lint_rules_is_the_same_here_and_there(template: Path, tmp_
         assert own["tool"]["ruff"]["lint"][key] == rendered["tool"]["ruff"]["lint"][key]
 
 
-def test_a_project_can_not_be_named_like_what_it_installs(
-    synced: dict[str, str], template: Path
+def read_name(project: Path) -> tuple[str, str]:
+    """Return the name of the distribution, and that of the image and the database."""
+    document = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
+    return document["project"]["name"], document["tool"]["service"]["name"]
+
+
+def test_no_package_that_a_project_installs_has_a_name_that_a_project_may_have(
+    synced: dict[str, str],
 ) -> None:
     lock = Path(synced["UV_PROJECT_ENVIRONMENT"]).with_name("uv.lock")
     packages = tomllib.loads(lock.read_text(encoding="utf-8"))["package"]
-    taken = yaml.safe_load((template / "copier.yml").read_text(encoding="utf-8"))["taken_names"]
-    names = {package["name"] for package in packages} - {"my-service"}
-    assert names - set(yaml.safe_load(taken["default"])) == set()
+    names = {package["name"] for package in packages}
+    assert [name for name in names if name.endswith("-service")] == ["my-service"]
+
+
+@pytest.mark.parametrize(
+    "slug", ["alembic", "pydantic", "pytest", "opentelemetry-api", "alembic-safety", "core", "apps"]
+)
+def test_a_project_may_be_called_like_a_package_that_it_installs(
+    template: Path, tmp_path: Path, slug: str
+) -> None:
+    project = Project(copy(template, tmp_path / "project", {"project_slug": slug}))
+    assert read_name(project.path) == (f"{slug}-service", slug)
+    assert f"\n      POSTGRES_DB: {slug}\n" in project.read("compose.yaml")
+    if slug in {"alembic", "opentelemetry-api"}:
+        project.run("uv", "lock", "--quiet")
+        packages = tomllib.loads(project.read("uv.lock"))["package"]
+        assert {slug, f"{slug}-service"} <= {package["name"] for package in packages}
+
+
+@pytest.mark.parametrize("name", ["Postgres", "template1"])
+def test_a_default_slug_is_never_the_name_of_a_database_of_postgresql(
+    template: Path, tmp_path: Path, name: str
+) -> None:
+    project = copy(template, tmp_path / "project", {"project_name": name})
+    assert read_name(project) == (f"{name.lower()}-service", f"{name.lower()}-service")
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")

@@ -25,9 +25,11 @@ def load_project() -> Project:
     with (ROOT / "pyproject.toml").open("rb") as file:
         document = tomllib.load(file)
     project = document["project"]
+    service = document.get("tool", {}).get("service", {})
+    name = service.get("name", project["name"])
     return Project(
-        name=project["name"],
-        title=document.get("tool", {}).get("service", {}).get("title", project["name"]),
+        name=name,
+        title=service.get("title", name),
         description=project.get("description", ""),
         version=project["version"],
     )
