@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,8 +206,11 @@ def test_an_untouched_project_becomes_what_a_fresh_copy_is(
     project = copies.copy("old", release.tag, answers)
     answered, before = project.read(".copier-answers.yml"), contents(project)
     copies.update(project)
-    after, fresh = contents(project), contents(copies.copy("fresh", NEWEST, answers))
-    # The example app is written once, and a person's own from then on.
+    # Projects of release 1 have their slug as the name in pyproject.toml, and keep it.
+    kept_name = {"keep_name": "true"} if release.version < (2, 0, 0) else {}
+    fresh = contents(copies.copy("fresh", NEWEST, {**answers, **kept_name}))
+    after = contents(project)
+    # The example app is written once, and belongs to the owner from then on.
     assert of_the_template(after) == of_the_template(fresh)
     assert of_the_person(after) == of_the_person(before)
     kept = [line for line in answered.splitlines() if not line.startswith("_commit")]
@@ -257,7 +261,7 @@ def test_what_people_made_and_changed_is_kept_and_goes_on_working(
             assert new in project.read(path), (path, new)
     for path in gone:
         assert not (project.path / path).exists(), path
-    assert "make check && make test && make migrate-status" in said
+    assert "\n  uv lock\n  make check && make test && make migrate-status\n" in said
 
     # And all of it works.
     project.commit("Update")
@@ -304,6 +308,108 @@ def own_upstream(upstream: Project, tmp_path: Path) -> Project:
     own = Project(tmp_path / "own-upstream")
     Project(tmp_path).run("git", "clone", "--quiet", str(upstream.path), str(own.path))
     return own
+
+
+@each_release
+def test_a_project_keeps_its_name_its_database_and_its_image(
+    copies: Copies, own_upstream: Project, release: Release
+) -> None:
+    project = copies.copy("project", release.tag, {"project_slug": "shop"}, own_upstream)
+    project.write("pyproject.toml", project.read("pyproject.toml").replace("0.1.0", "3.2.1", 1))
+    project.commit("Our version")
+    before = project.read("compose.yaml")
+    name = re.search(r'^name = "(.+)"$', project.read("pyproject.toml"), re.MULTILINE)
+    assert name is not None
+
+    def require_the_names() -> None:
+        require_clean_merge(project)
+        document = tomllib.loads(project.read("pyproject.toml"))
+        assert document["project"]["name"] == name[1]
+        assert document["project"]["version"] == "3.2.1"
+        assert document["tool"]["service"]["name"] == "shop"
+        assert re.findall("shop", project.read("compose.yaml")) == re.findall("shop", before)
+        assert project.run("python3", "deploy/service.py", "name").stdout == "shop\n"
+
+    copies.update(project)
+    require_the_names()
+    project.commit("Update")
+    improve(own_upstream, "v99.1.0", "src/core/health.py", '"""Seconds that', '"""The seconds that')
+    copies.update(project)
+    require_the_names()
+    project.commit("Update again")
+    project.run("copier", "recopy", "--defaults", "--overwrite", "--quiet")
+    assert f'name = "{name[1]}"' in project.read("pyproject.toml")
+
+
+def test_a_project_called_like_a_package_is_updated_and_can_be_locked(
+    copies: Copies, own_upstream: Project
+) -> None:
+    project = copies.copy("project", NEWEST, {"project_slug": "alembic"}, own_upstream)
+    improve(own_upstream, "v99.1.0", "src/core/health.py", '"""Seconds that', '"""The seconds that')
+    copies.update(project)
+    assert "keep_name" not in project.read(".copier-answers.yml")
+    assert '\nname = "alembic-service"\n' in project.read("pyproject.toml")
+    project.run("uv", "lock", "--quiet")
+
+
+def delete_in_release(upstream: Project, tag: str, *paths: str) -> None:
+    """Make a release after the working tree that no longer has these files."""
+    upstream.run("git", "rm", "--quiet", *(f"template/{path}" for path in paths))
+    upstream.commit("Fewer files")
+    upstream.run("git", "tag", tag)
+
+
+@pytest.fixture
+def losing(copies: Copies, own_upstream: Project) -> Project:
+    """A project with edits in two of the three files that the newest release deletes."""
+    project = copies.copy("project", NEWEST, upstream=own_upstream)
+    project.environment["COPIER"] = "copier"
+    for path in ("docs/tracing.md", "deploy/grafana/dashboard.json", "src/core/health.py"):
+        project.write(path, project.read(path) + "\n")
+    project.commit("Ours")
+    deleted = ("docs/tracing.md", "deploy/grafana/dashboard.json", "docs/watching.md")
+    delete_in_release(own_upstream, "v99.1.0", *deleted)
+    return project
+
+
+LOST = "deploy/grafana/dashboard.json\ndocs/tracing.md\n"
+
+
+def test_template_update_stops_before_it_deletes_an_edited_file(losing: Project) -> None:
+    before = contents(losing)
+    refused = losing.make("template-update", "FORCE=0", expect=2)
+    assert f"You edited these files, and the update deletes them:\n{LOST}" in refused.stderr
+    assert "make template-update FORCE=1" in refused.stderr
+    assert contents(losing) == before
+    done = losing.make("template-update", "FORCE=1")
+    assert LOST in done.stderr
+    assert not {*LOST.split(), "docs/watching.md"} & set(contents(losing))
+    assert "v99.1.0" in losing.read(".copier-answers.yml")
+
+
+def test_template_update_goes_on_where_no_deleted_file_was_edited(
+    copies: Copies, own_upstream: Project
+) -> None:
+    project = copies.copy("project", NEWEST, upstream=own_upstream)
+    delete_in_release(own_upstream, "v99.1.0", "docs/watching.md")
+    said = project.make("template-update", "COPIER=copier").stderr
+    assert "You edited" not in said
+    assert not (project.path / "docs/watching.md").exists()
+
+
+def test_the_message_of_an_update_lists_what_it_deleted_and_how_to_bring_it_back(
+    copies: Copies, losing: Project
+) -> None:
+    edited = losing.read("docs/tracing.md")
+    said = copies.update(losing).stderr
+    listing, script, lock = re.findall(r"^  ((?:git diff -|sh |uv ).*)$", said, re.MULTILINE)
+    assert lock == "uv lock"
+    deleted = losing.run("sh", "-c", listing).stdout
+    assert deleted == f"{LOST}docs/watching.md\n"
+    assert LOST in losing.run("sh", "-c", script, expect=1).stderr
+    assert "`git restore <file>` brings one back" in " ".join(said.split())
+    losing.run("git", "restore", "docs/tracing.md")
+    assert losing.read("docs/tracing.md") == edited
 
 
 def test_where_both_changed_the_same_line_make_check_names_it(
