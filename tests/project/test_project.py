@@ -222,7 +222,7 @@ def test_reset_asks_at_a_terminal(
     assert "is not the name of the database" in wrong
     assert users_exist(database)
     refused = project.make("migrate-reset", expect=2)
-    assert f"CONFIRM={database_url.database}" in refused.stderr
+    assert f"--confirm={database_url.database}" in refused.stderr
     assert users_exist(database)
     assert "is at base" in answer_at_terminal(project, database_url.database)
     assert not users_exist(database)
