@@ -2,13 +2,13 @@
 
 import logging
 import random
-import time
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from alembic_safety import telemetry
 from alembic_safety.boundary import place_in_revision
 from alembic_safety.errors import MigrationError
+from alembic_safety.run.interrupt import pause
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class LockTimeoutError(MigrationError):
     """Every attempt of a revision ended in a lock timeout."""
 
 
-def pause_or_give_up(error: DBAPIError, *, tries: int, retries: int, held_by: str) -> None:
+def pause_or_give_up(error: SQLAlchemyError, *, tries: int, retries: int, held_by: str) -> None:
     """Sleep before the next attempt.
 
     Args:
@@ -41,14 +41,14 @@ def pause_or_give_up(error: DBAPIError, *, tries: int, retries: int, held_by: st
             "autocommit blocks). Run this command again when that session has ended (SELECT "
             "pg_terminate_backend(pid) ends it), or raise lock_timeout."
         ) from error
-    pause = min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1)  # noqa: S311
+    seconds = min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1)  # noqa: S311
     logger.warning(
         "%s: a table is locked by %s; retrying in %.1f s (%d of %d)",
         place,
         held_by,
-        pause,
+        seconds,
         tries,
         retries,
     )
-    telemetry.add_event("trying again", tries=tries, pause_seconds=pause)
-    time.sleep(pause)
+    telemetry.add_event("trying again", tries=tries, pause_seconds=seconds)
+    pause(seconds)

@@ -10,7 +10,7 @@ from typing import Any
 from alembic import context
 from alembic.runtime.migration import MigrationContext, MigrationInfo, StampStep
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from alembic_safety import alembic_internals, telemetry
 from alembic_safety.backup.dump import kind_before_migrations, take_backup
@@ -27,6 +27,7 @@ from alembic_safety.run import steps
 from alembic_safety.run.blockers import Blockers
 from alembic_safety.run.confirm import confirm_downgrade
 from alembic_safety.run.indexes import invalid_indexes
+from alembic_safety.run.interrupt import raise_if_interrupted
 from alembic_safety.run.observer import get_observer
 from alembic_safety.run.resume import Resumption
 from alembic_safety.run.retry import pause_or_give_up
@@ -215,7 +216,8 @@ class _Run:
             try:
                 with self._span:
                     context.run_migrations()
-            except DBAPIError as error:
+            except SQLAlchemyError as error:
+                raise_if_interrupted(error)
                 if get_sqlstate(error) != SQLState.LOCK_NOT_AVAILABLE or self.own is None:
                     raise
                 # The rollback may have undone timeouts and the history table.
