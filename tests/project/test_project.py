@@ -252,7 +252,7 @@ def answer_at_terminal(project: Project, answer: str) -> str:
                 shown += os.read(leader, 4096)
             except OSError:  # the terminal is closed: everything was read
                 break
-        if b"Type its name" in shown and not answered:
+        if b"Type the name" in shown and not answered:
             os.write(leader, f"{answer}\n".encode())
             answered = True
     process.wait()

@@ -185,7 +185,7 @@ def test_when_tries_are_used_up_what_was_committed_stays(project: Project) -> No
     project.write("c3", "b2", "op.add_column('t_a1', sa.Column('name', sa.Text))")
     with another_session("SELECT FROM t_a1"):
         message = project.refused("upgrade", "head", lock_retries=1, **PATIENT)
-    assert "in each of 2 tries" in message
+    assert "in each of 2 attempts" in message
     assert "pg_terminate_backend" in message
     assert project.tables() == {"t_a1", "t_b2"}
     assert entries(project) == [

@@ -21,7 +21,7 @@ from alembic_safety.metadata import load_metadata
 from alembic_safety.options import SafetyOptions
 
 _RECEIVER = "alembic_safety_receiver"
-"""Config attribute of a callback that takes the project from env.py, so nothing is run."""
+"""Config attribute with a callback that receives the project, instead of a command being run."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Concurrent index builds that an earlier run was interrupted in.
+"""Resumption of concurrent index builds that an earlier run left unfinished.
 
 A build that fails leaves an invalid index. The server may still finish a build whose client was
 killed, and leave a valid index of a revision that is not recorded.
