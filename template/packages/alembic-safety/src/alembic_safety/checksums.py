@@ -3,7 +3,8 @@
     python -m alembic_safety.checksums packages/alembic-safety
 
 prints the files that differ from `SHA256SUMS`, and exits with 1 if there are any. With `--write` it
-writes that file instead, in the format of sha256sum.
+writes that file instead, in the format of sha256sum. This module imports nothing of the library, so
+that `make check` can run it by its path where an edit broke another module.
 """
 
 import hashlib
@@ -25,6 +26,8 @@ def compute(folder: Path) -> dict[str, str]:
 
 def differences(folder: Path) -> list[str]:
     """Return a line for each file that was edited, added or deleted."""
+    if not (folder / NAME).exists():
+        return [f"{NAME}: deleted"]
     lines = (folder / NAME).read_text(encoding="utf-8").splitlines()
     listed = {path: digest for digest, _, path in (line.partition("  ") for line in lines)}
     here = compute(folder)
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         case [name]:
             found = differences(Path(name))
         case _:
-            print(f"usage: python -m {__spec__.name} [--write] FOLDER", file=sys.stderr)
+            print("usage: python -m alembic_safety.checksums [--write] FOLDER", file=sys.stderr)
             return 2
     for line in found:
         print(f"{name}/{line}", file=sys.stderr)
@@ -59,8 +62,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _is_made(path: Path) -> bool:
-    """Return whether a file is made by running or building the library."""
-    return bool({"__pycache__", "build", "dist"} & set(path.parts)) or path.suffix == ".pyc"
+    """Return whether a file is made by running, building or checking the library."""
+    made = {"__pycache__", "build", "dist"}
+    return any(part in made or part.startswith(".") for part in path.parts)
 
 
 if __name__ == "__main__":

@@ -40,12 +40,13 @@ def run_migrations(
         target: returns the database. It is not called for `--sql`.
         readable: exceptions of the project whose messages are shown without a traceback.
     """
-    alembic_internals.check()
     config = context.config
+    on_command_line = config.cmd_opts is not None and not config.cmd_opts.raiseerr
+    with readable_errors(command_line=on_command_line):
+        alembic_internals.check()
     project = Project(config, load_config, target, readable, list(context.get_x_argument()))
     if project.hand_over():
         return
-    on_command_line = config.cmd_opts is not None and not config.cmd_opts.raiseerr
     if config.cmd_opts is not None:
         # The process ends with the command, and need not free its objects one by one:
         # `make bench ONLY=migrations`, "current".
