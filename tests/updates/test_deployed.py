@@ -1,7 +1,10 @@
-"""A plan of an updated project against the commit that is deployed, from before the update."""
+"""A plan against the commit that is deployed, from before an update or broken."""
+
+from collections.abc import Callable
 
 import pytest
 from tests.releases import Copies, Release, find_releases
+from tests.support import Project
 
 from alembic_safety.database.url import DatabaseURL
 
@@ -54,3 +57,36 @@ def test_models_are_found_in_a_commit_that_does_not_say_where_they_are(
     without = plan("main")
     assert "breaks running code" not in without
     assert "destroys data: the column users.full_name is dropped" in without
+
+
+def break_key(text: str) -> str:
+    return text.replace('metadata = "core.models:', 'metadata = "core.moved:')
+
+
+def break_toml(text: str) -> str:
+    return f"= 1\n{text}"
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        (
+            break_key,
+            "its [tool.alembic.safety] has metadata = 'core.moved:import_models', and there is no ",
+        ),
+        (
+            break_toml,
+            "its pyproject.toml is not valid TOML: Invalid statement (at line 1, column 1)",
+        ),
+    ],
+)
+def test_a_commit_that_does_not_say_where_its_models_are_is_refused(
+    project: Project, break_it: Callable[[str], str], says: str
+) -> None:
+    text = project.read("pyproject.toml")
+    project.write("pyproject.toml", break_it(text))
+    project.commit("Broken")
+    project.write("pyproject.toml", text)
+    said = project.make("migrate-plan", "DEPLOYED=main", expect=2).stderr
+    assert said.startswith(f"DEPLOYED=main: {says}")
+    assert "Traceback" not in said
