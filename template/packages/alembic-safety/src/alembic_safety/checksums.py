@@ -3,7 +3,8 @@
     python -m alembic_safety.checksums packages/alembic-safety
 
 Print the files that differ from `SHA256SUMS`, and exit with 1 if there are any. `--write` writes
-`SHA256SUMS` instead, in the format of sha256sum.
+`SHA256SUMS` instead, in the format of sha256sum. This module imports nothing of the library, so
+that `make check` can run it by its path where an edit broke another module.
 """
 
 import hashlib
@@ -27,6 +28,8 @@ def compute(folder: Path) -> dict[str, str]:
 
 def differences(folder: Path) -> list[str]:
     """Return one line per file that was edited, deleted or added."""
+    if not (folder / CHECKSUM_FILE).exists():
+        return [f"{CHECKSUM_FILE}: deleted"]
     lines = (folder / CHECKSUM_FILE).read_text(encoding="utf-8").splitlines()
     listed = {path: digest for digest, _, path in (line.partition("  ") for line in lines)}
     found = compute(folder)
@@ -46,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         case [name]:
             found = differences(Path(name))
         case _:
-            print(f"usage: python -m {__spec__.name} [--write] FOLDER", file=sys.stderr)
+            print("usage: python -m alembic_safety.checksums [--write] FOLDER", file=sys.stderr)
             return 2
     for line in found:
         print(f"{name}/{line}", file=sys.stderr)
@@ -61,8 +64,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _is_generated(path: Path) -> bool:
-    """Return whether running or building the library generates the file."""
-    return bool({"__pycache__", "build", "dist"} & set(path.parts)) or path.suffix == ".pyc"
+    """Return whether running, building or checking the library generates the file."""
+    generated = {"__pycache__", "build", "dist"}
+    return any(part in generated or part.startswith(".") for part in path.parts)
 
 
 if __name__ == "__main__":

@@ -45,12 +45,13 @@ def run_migrations(
         CommandError: the command failed with a known cause. On the command line, the message is
             printed and the process exits with 1 instead.
     """
-    alembic_internals.check()
     config = context.config
+    on_command_line = config.cmd_opts is not None and not config.cmd_opts.raiseerr
+    with readable_errors(command_line=on_command_line):
+        alembic_internals.check()
     project = Project(config, load_config, target, readable, list(context.get_x_argument()))
     if project.hand_over():
         return
-    on_command_line = config.cmd_opts is not None and not config.cmd_opts.raiseerr
     if config.cmd_opts is not None:
         # Skip the last garbage collection: the process ends with the command. Measured by "current"
         # in benchmarks/migrations.py of the template.

@@ -89,6 +89,8 @@ class Project:
                 script = ScriptDirectory.from_config(config)
                 with EnvironmentContext(config, script):
                     script.run_env()
+        except tomllib.TOMLDecodeError as error:  # Alembic reads the file before env.py does
+            raise AlembicConfigError(f"{toml_file(config)}: not valid TOML: {error}") from None
         finally:
             del config.attributes[_RECEIVER]
         if not found:
