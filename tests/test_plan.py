@@ -239,7 +239,7 @@ def test_the_plan_says_what_is_unsafe_and_the_safe_way_and_changes_nothing(
     assert migrated.make("migrate-plan", expect=2).stdout
     document = json.loads(plan(migrated, "--format=json", expect=3))
     assert document["safe"] is False
-    documented = migrated.read("docs/migrate-plan.md")
+    documented = migrated.read("packages/alembic-safety/docs/plan-and-gate.md")
     assert [key for key in keys(document) if f"`{key}`" not in documented] == []
     [revision] = document["revisions"]
     assert revision["verdicts"] == ["blocks writes"]

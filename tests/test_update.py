@@ -320,15 +320,15 @@ def losing(copies: Copies, own_upstream: Project) -> Project:
     """A project with edits in two of the three files that the newest release deletes."""
     project = copies.copy("project", NEWEST, upstream=own_upstream)
     project.environment["COPIER"] = "copier"
-    for path in ("docs/tracing.md", "deploy/grafana/dashboard.json", "src/core/health.py"):
+    for path in ("docs/monitoring.md", "deploy/monitoring/dashboard.json", "src/core/health.py"):
         project.write(path, project.read(path) + "\n")
     project.commit("Ours")
-    deleted = ("docs/tracing.md", "deploy/grafana/dashboard.json", "docs/watching.md")
+    deleted = ("docs/monitoring.md", "deploy/monitoring/dashboard.json", "docs/updating.md")
     delete_in_release(own_upstream, "v99.1.0", *deleted)
     return project
 
 
-LOST = "deploy/grafana/dashboard.json\ndocs/tracing.md\n"
+LOST = "deploy/monitoring/dashboard.json\ndocs/monitoring.md\n"
 
 
 def test_template_update_stops_before_it_deletes_an_edited_file(losing: Project) -> None:
@@ -339,7 +339,7 @@ def test_template_update_stops_before_it_deletes_an_edited_file(losing: Project)
     assert contents(losing) == before
     done = losing.make("template-update", "FORCE=1")
     assert LOST in done.stderr
-    assert not {*LOST.split(), "docs/watching.md"} & set(contents(losing))
+    assert not {*LOST.split(), "docs/updating.md"} & set(contents(losing))
     assert "v99.1.0" in losing.read(".copier-answers.yml")
 
 
@@ -347,25 +347,25 @@ def test_template_update_goes_on_where_no_deleted_file_was_edited(
     copies: Copies, own_upstream: Project
 ) -> None:
     project = copies.copy("project", NEWEST, upstream=own_upstream)
-    delete_in_release(own_upstream, "v99.1.0", "docs/watching.md")
+    delete_in_release(own_upstream, "v99.1.0", "docs/updating.md")
     said = project.make("template-update", "COPIER=copier").stderr
     assert "You edited" not in said
-    assert not (project.path / "docs/watching.md").exists()
+    assert not (project.path / "docs/updating.md").exists()
 
 
 def test_the_message_of_an_update_lists_what_it_deleted_and_how_to_bring_it_back(
     copies: Copies, losing: Project
 ) -> None:
-    edited = losing.read("docs/tracing.md")
+    edited = losing.read("docs/monitoring.md")
     said = copies.update(losing).stderr
     listing, script, lock = re.findall(r"^  ((?:git diff -|sh |uv ).*)$", said, re.MULTILINE)
     assert lock == "uv lock"
     deleted = losing.run("sh", "-c", listing).stdout
-    assert deleted == f"{LOST}docs/watching.md\n"
+    assert deleted == f"{LOST}docs/updating.md\n"
     assert LOST in losing.run("sh", "-c", script, expect=1).stderr
     assert "`git restore <file>` brings one back" in " ".join(said.split())
-    losing.run("git", "restore", "docs/tracing.md")
-    assert losing.read("docs/tracing.md") == edited
+    losing.run("git", "restore", "docs/monitoring.md")
+    assert losing.read("docs/monitoring.md") == edited
 
 
 def test_where_both_changed_the_same_line_make_check_names_it(

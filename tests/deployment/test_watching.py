@@ -29,7 +29,7 @@ ALERTS = MONITORING / "alerts.yml"
 UNIT_TESTS = Path(__file__).with_name("alerts.test.yml")
 DASHBOARD: Document = json.loads((MONITORING / "dashboard.json").read_text("utf-8"))
 RUNBOOK = (MONITORING / "README.md").read_text("utf-8")
-WATCHING = (ROOT / "template" / "docs" / "watching.md").read_text("utf-8")
+MONITORING = (ROOT / "template" / "docs" / "monitoring.md").read_text("utf-8")
 RULES: list[Document] = yaml.safe_load(ALERTS.read_text("utf-8"))["groups"][0]["rules"]
 
 STATES = [str(state) for state in State]
@@ -250,11 +250,11 @@ def test_what_is_looked_at_is_what_the_service_tells() -> None:
         known = set().union(*(METRICS[name] for name in metrics_in(text)))
         assert labels_in(text) <= known | OF_PROMETHEUS, text
     in_table = set(
-        re.findall(r"^\| `(\w+_\w+)` \| (?:counter|gauge|histogram)", WATCHING, re.MULTILINE)
+        re.findall(r"^\| `(\w+_\w+)` \| (?:counter|gauge|histogram)", MONITORING, re.MULTILINE)
     )
     assert in_table == set(METRICS)
     for name, labels in METRICS.items():
-        row = re.search(rf"^\| `{name}` \|.*$", WATCHING, re.MULTILINE)
+        row = re.search(rf"^\| `{name}` \|.*$", MONITORING, re.MULTILINE)
         assert row
         if name != "http_request_duration_seconds":  # by the same
             assert labels <= set(re.findall(r"`(\w+)`", row[0]))
@@ -411,10 +411,19 @@ def blocks(text: str, language: str) -> list[str]:
 @pytest.mark.parametrize(
     "name",
     [
-        "docs/watching.md",
+        "README.md",
+        "docs/deploying.md",
+        "docs/development.md",
         "docs/kubernetes.md",
+        "docs/monitoring.md",
+        "docs/updating.md",
         "deploy/monitoring/README.md",
         "deploy/monitoring/alerts.yml",
+        "packages/alembic-safety/README.md",
+        "packages/alembic-safety/docs/backups.md",
+        "packages/alembic-safety/docs/migrations-in-production.md",
+        "packages/alembic-safety/docs/plan-and-gate.md",
+        "packages/alembic-safety/docs/zero-downtime.md",
     ],
 )
 def test_no_target_no_link_and_no_file_is_made_up(project: Project, name: str) -> None:
@@ -422,7 +431,7 @@ def test_no_target_no_link_and_no_file_is_made_up(project: Project, name: str) -
     makefiles = project.read("Makefile") + project.read("deploy/deploy.mk")
     for target in re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE):
         assert re.search(rf"^{target}:", makefiles, re.MULTILINE)
-    for link in re.findall(r"\]\(([^)]+)\)", text):
+    for link in re.findall(r"\]\((?!https:)([^)]+)\)", text):
         document, _, anchor = link.partition("#")
         path = Path(name).parent / document if document else Path(name)
         assert (project.path / path).exists()

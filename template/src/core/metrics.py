@@ -1,6 +1,6 @@
 """What Prometheus scrapes: requests, the pool of connections, and the state of the schema.
 
-`core.workers` has to be asked before this module is imported: see there. docs/watching.md
+`core.workers` has to be asked before this module is imported: see there. docs/monitoring.md
 explains each metric.
 """
 

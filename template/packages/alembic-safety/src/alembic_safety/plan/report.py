@@ -35,7 +35,7 @@ def render(plan: Plan, form: Format, *, color: bool) -> str:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """Return a plan as JSON objects; docs/migrate-plan.md describes them."""
+    """Return a plan as JSON objects; docs/plan-and-gate.md describes them."""
     return {
         "version": 1,
         "database": plan.database,
