@@ -29,7 +29,7 @@ ALERTS = MONITORING / "alerts.yml"
 UNIT_TESTS = Path(__file__).with_name("alerts.test.yml")
 DASHBOARD: Document = json.loads((MONITORING / "dashboard.json").read_text("utf-8"))
 RUNBOOK = (MONITORING / "README.md").read_text("utf-8")
-MONITORING = (ROOT / "template" / "docs" / "monitoring.md").read_text("utf-8")
+PAGE = (ROOT / "template" / "docs" / "monitoring.md").read_text("utf-8")
 RULES: list[Document] = yaml.safe_load(ALERTS.read_text("utf-8"))["groups"][0]["rules"]
 
 STATES = [str(state) for state in State]
@@ -250,11 +250,11 @@ def test_what_is_looked_at_is_what_the_service_tells() -> None:
         known = set().union(*(METRICS[name] for name in metrics_in(text)))
         assert labels_in(text) <= known | OF_PROMETHEUS, text
     in_table = set(
-        re.findall(r"^\| `(\w+_\w+)` \| (?:counter|gauge|histogram)", MONITORING, re.MULTILINE)
+        re.findall(r"^\| `(\w+_\w+)` \| (?:counter|gauge|histogram)", PAGE, re.MULTILINE)
     )
     assert in_table == set(METRICS)
     for name, labels in METRICS.items():
-        row = re.search(rf"^\| `{name}` \|.*$", MONITORING, re.MULTILINE)
+        row = re.search(rf"^\| `{name}` \|.*$", PAGE, re.MULTILINE)
         assert row
         if name != "http_request_duration_seconds":  # by the same
             assert labels <= set(re.findall(r"`(\w+)`", row[0]))
