@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = "template/packages/alembic-safety/pyproject.toml"
 _SECTION = re.compile(
     r"^## \[?(?P<version>\d+\.\d+\.\d+\w*)\]?(?: - (?P<date>\d{4}-\d\d-\d\d))?$", re.MULTILINE
 )
@@ -18,10 +19,20 @@ class ReleaseError(Exception):
 
 
 def read_version() -> str:
-    """Return the version that pyproject.toml has."""
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        version: str = tomllib.load(file)["project"]["version"]
-    return version
+    """Return the version of the template and of its library.
+
+    Raises:
+        ReleaseError: they differ.
+    """
+    versions = [
+        tomllib.loads((ROOT / file).read_text("utf-8"))["project"]["version"]
+        for file in ("pyproject.toml", LIBRARY)
+    ]
+    if len(set(versions)) > 1:
+        raise ReleaseError(
+            f"{LIBRARY}: version is {versions[1]}; set it to {versions[0]}, as in pyproject.toml"
+        )
+    return str(versions[0])
 
 
 def read_notes(version: str) -> str:
@@ -62,8 +73,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--notes", action="store_true", help="print the notes of the version")
     given = parser.parse_args()
-    version = read_version()
     try:
+        version = read_version()
         notes = read_notes(version)
     except ReleaseError as error:
         print(error, file=sys.stderr)

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from psycopg.rows import TupleRow
 from pytest_postgresql import factories
+from tests.releases import Copies, make_upstream
 from tests.support import ROOT, Project, copy
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
@@ -145,3 +146,14 @@ def project(render: Render, database_url: DatabaseURL) -> Project:
     project = render()
     project.environment["DATABASE_URL"] = database_url.libpq
     return project
+
+
+@pytest.fixture(scope="session")
+def upstream(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The template as a git repository, with a tag for each release and the working tree."""
+    return make_upstream(tmp_path_factory.mktemp("upstream") / "template", template)
+
+
+@pytest.fixture
+def copies(upstream: Project, synced: dict[str, str], tmp_path: Path) -> Copies:
+    return Copies(upstream=upstream, folder=tmp_path, environment=synced)

@@ -3,15 +3,19 @@
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
-from tests.support import ROOT, Project
+from tests.support import ROOT, Completed, Env, Project
 
 FIRST = (1, 0, 0)
 _VERSION = re.compile(r'^version = "(\d+)\.(\d+)\.(\d+)"$', re.MULTILINE)
 NEWEST = "v99.0.0"
 """The tag of the working tree, in `upstream`."""
+Answers = Mapping[str, str]
+DEFAULTS: Answers = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,3 +63,29 @@ def make_upstream(folder: Path, template: Path) -> Project:
     upstream.run("git", "commit", "--quiet", "--allow-empty", "--message=The working tree")
     upstream.run("git", "tag", NEWEST)
     return upstream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copies:
+    """Makes projects of a release, and brings them up to the working tree."""
+
+    upstream: Project
+    folder: Path
+    environment: Env
+
+    def copy(
+        self, name: str, tag: str, answers: Answers = DEFAULTS, upstream: Project | None = None
+    ) -> Project:
+        """Copy with plain commands, as a person would, and commit."""
+        data = [f"--data={key}={value}" for key, value in answers.items()]
+        template = str((upstream or self.upstream).path)
+        Project(self.folder).run(
+            "copier", "copy", "--quiet", "--defaults", f"--vcs-ref={tag}", *data, template, name
+        )
+        project = Project(self.folder / name, **self.environment)
+        project.commit("Start from the template")
+        return project
+
+    @staticmethod
+    def update(project: Project, *arguments: str, expect: int = 0) -> Completed:
+        return project.run("copier", "update", "--defaults", *arguments, expect=expect)

@@ -98,7 +98,7 @@ def test_a_revision_beside_one_that_was_merged_is_rebased(repository: Project) -
     repository.run("git", "merge", "--quiet", "--no-edit", "other")
     done = repository.make("migrate-check", expect=2)
     assert checks(done.stdout)["one head"] == checks(done.stdout)["descent"] == "FAIL"
-    assert "`make migrate-rebase` fixes it" in done.stdout
+    assert "`alembic-safety rebase` fixes it" in done.stdout
     assert "follows bbbb00000001 now" in repository.make("migrate-rebase").stdout
     assert set(checks(repository.make("migrate-check").stdout).values()) == {"ok"}
 

@@ -7,18 +7,24 @@ from pathlib import Path
 import pytest
 from tests.support import ROOT, Project, copy
 
-MAKEFILES = ("Makefile", "deploy/deploy.mk")
-MOVED = ("drill", "bench-app")
-"""Targets that the library's branch removes."""
+TEMPLATE = ROOT / "template"
 
 
-def read_makefiles() -> dict[str, str]:
-    return {name: (ROOT / "template" / name).read_text(encoding="utf-8") for name in MAKEFILES}
+def read(path: str) -> str:
+    return (TEMPLATE / path).read_text(encoding="utf-8")
 
 
 def split_rules(text: str) -> dict[str, str]:
     """Return the rules by target, each with its prerequisites and recipe."""
     return dict(re.findall(r"^((?!\.PHONY)[.\w/-]+):(?!=)(.*\n(?:\t.*\n)*)", text, re.MULTILINE))
+
+
+MAKEFILES = read("Makefile") + read("deploy/deploy.mk")
+RULES = split_rules(MAKEFILES)
+HEADER = re.sub(r"^#.*|^[.\w/-]+:(?!=).*\n(?:\t.*\n)*", "", MAKEFILES, flags=re.MULTILINE)
+"""The makefiles without rules and comments."""
+DEFINITIONS = dict(re.findall(r"^override (?:export )?(\w+) *:?= (.*)$", HEADER, re.MULTILINE))
+del DEFINITIONS["OPTIONS"]
 
 
 def find_names(text: str) -> set[str]:
@@ -28,16 +34,15 @@ def find_names(text: str) -> set[str]:
     return {*mentioned, *re.findall(r"\b[A-Z][A-Z_]+\b", text)}
 
 
-RULES = {
-    target: rule for text in read_makefiles().values() for target, rule in split_rules(text).items()
-}
-NAMES = {target: find_names(rule) for target, rule in RULES.items()}
-HEADER = find_names(
-    re.sub(
-        r"^#.*|^[.\w/-]+:(?!=).*\n(?:\t.*\n)*", "", read_makefiles()["Makefile"], flags=re.MULTILINE
-    )
-)
-"""Variables that the Makefile mentions outside its rules, for every target."""
+def find_names_of_rule(rule: str) -> set[str]:
+    """Return the variables that a rule mentions: itself, by another variable, or in a script."""
+    scripts = re.findall(r"deploy/[\w-]+\.sh", rule)
+    texts = [rule, *(read(script).replace("$(", "(") for script in scripts)]
+    names = find_names("".join(texts))
+    while more := find_names("".join(DEFINITIONS.get(name, "") for name in names)) - names:
+        names |= more
+    return names
+
 
 PAYLOADS = (
     "$(shell touch {})",
@@ -56,24 +61,17 @@ NAIVE = "override VALUE ?=\nall:\n\t@echo $(VALUE)\n\t@echo '$(VALUE)'\n\t@echo 
 
 
 def test_the_makefile_fits_on_two_screens() -> None:
-    text = read_makefiles()["Makefile"]
-    for target in MOVED:
-        text = re.sub(rf"^{target}:.*\n(?:\t.*\n)*\n", "", text, flags=re.MULTILINE)
+    text = read("Makefile")
     assert len(text.splitlines()) <= 110
     assert len(re.findall(r"^[a-z-]+:.*## ", text, re.MULTILINE)) <= 24
 
 
-def test_every_option_is_read_by_a_target_and_every_target_is_phony() -> None:
-    makefiles = read_makefiles()
-    options = re.search(
-        r"^override OPTIONS := ((?:.*\\\n)*.*)$", makefiles["Makefile"], re.MULTILINE
-    )
+def test_every_option_is_read_and_every_target_is_phony() -> None:
+    options = re.search(r"^override OPTIONS := ((?:.*\\\n)*.*)$", MAKEFILES, re.MULTILINE)
     assert options is not None
-    scripts = (ROOT / "template/deploy").glob("*.sh")
-    rules = "".join([*RULES.values(), *(path.read_text(encoding="utf-8") for path in scripts)])
-    for option in options[1].replace("\\", "").split():
-        assert option in find_names(rules) | HEADER, option
-    phony = re.findall(r"^\.PHONY: ((?:.*\\\n)*.*)$", "".join(makefiles.values()), re.MULTILINE)
+    names = {name for rule in RULES.values() for name in find_names_of_rule(rule)}
+    assert {*options[1].replace("\\", "").split()} <= names
+    phony = re.findall(r"^\.PHONY: ((?:.*\\\n)*.*)$", MAKEFILES, re.MULTILINE)
     assert {*" ".join(phony).replace("\\", "").split()} == set(RULES) - {".uv/bin/uv"}
 
 
@@ -118,7 +116,9 @@ def test_each_payload_runs_in_a_naive_makefile(
 
 @pytest.mark.parametrize("target", [*RULES])
 def test_nothing_in_a_variable_is_evaluated(project: Project, tmp_path: Path, target: str) -> None:
-    names = NAMES[target] | HEADER if target == "help" else NAMES[target]
+    names = find_names_of_rule(RULES[target])
+    if target == "help":
+        names |= find_names(HEADER)
 
     def attack(number: int, name: str, payload: str, way: str) -> str | None:
         marker = tmp_path / f"{number}-{way}"

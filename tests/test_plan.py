@@ -417,7 +417,7 @@ def test_it_is_rehearsed_where_plan_database_url_says(
         said = plan(migrated, expect=1)
     finally:
         database.execute("DROP ROLE reader")
-    assert "PLAN_DATABASE_URL: no database could be made: permission denied" in said
+    assert "PLAN_DATABASE_URL: no database could be created: permission denied" in said
 
 
 def test_nothing_pending_is_said(migrated: Project) -> None:

@@ -34,9 +34,20 @@ def test_a_version_is_new_until_it_is_tagged_and_has_notes(checkout: Project) ->
     assert checkout.run(*script).stdout == f"version={current}\nnew=false\n"
 
 
+LIBRARY = "template/packages/alembic-safety/pyproject.toml"
+
+
+def test_the_library_has_the_version_of_the_template(checkout: Project) -> None:
+    text = checkout.read(LIBRARY)
+    checkout.write(LIBRARY, text.replace(f'"{version(checkout)}"', '"77.0.0"', 1))
+    done = checkout.run(sys.executable, "scripts/release.py", expect=1)
+    assert f"{LIBRARY}: version is 77.0.0; set it to {version(checkout)}" in done.stderr
+
+
 def test_a_version_without_notes_is_none(checkout: Project) -> None:
-    text = checkout.read("pyproject.toml")
-    checkout.write("pyproject.toml", text.replace(f'"{version(checkout)}"', '"77.0.0"', 1))
+    current = version(checkout)
+    for file in ("pyproject.toml", LIBRARY):
+        checkout.write(file, checkout.read(file).replace(f'"{current}"', '"77.0.0"', 1))
     done = checkout.run(sys.executable, "scripts/release.py", expect=1)
     assert "there is no section `## 77.0.0 - YYYY-MM-DD`" in done.stderr
     assert done.stdout == ""

@@ -168,14 +168,14 @@ def test_an_owner_who_may_make_databases_restores_one(
     )
     project.make("backup")
     done = project.make("restore", "BACKUP=latest", expect=2)
-    assert "no database could be made: permission denied to create database" in done.stderr
+    assert "no database could be created: permission denied to create database" in done.stderr
     assert "ALTER ROLE ... CREATEDB" in done.stderr
     with psycopg.connect(
         f"host={sockets} port={port} user=postgres dbname=postgres", autocommit=True
     ) as connection:
         connection.execute("ALTER ROLE app CREATEDB")
         name = project.make("restore", "BACKUP=latest", "DATABASE=new").stdout
-        assert name == "The backup is restored in the database new.\n"
+        assert name == "The backup was restored into the database new.\n"
         connection.execute("DROP DATABASE new")
         connection.execute("ALTER ROLE app NOCREATEDB")
 

@@ -3,24 +3,19 @@
 import re
 import shutil
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 import psycopg
 import pytest
 from psycopg.rows import TupleRow
-from tests.conftest import Render
-from tests.releases import NEWEST, Release, find_releases, make_upstream
-from tests.support import Completed, Env, Project
+from tests.releases import DEFAULTS, NEWEST, Answers, Copies, Release, find_releases
+from tests.support import Project
 
 from alembic_safety.database.url import DatabaseURL
 
 RELEASES = find_releases()
 each_release = pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.tag)
-Answers = Mapping[str, str]
-DEFAULTS: Answers = MappingProxyType({})
 SMALLEST: Answers = MappingProxyType(
     {"example_app": "false", "ci": "none", "container_files": "false"}
 )
@@ -110,43 +105,6 @@ EDITS = {
     "src/core/logging.py": (("%H:%M:%S", "%H.%M.%S"),),
 }
 """What people change in files that the template has, too."""
-
-
-@pytest.fixture(scope="session")
-def upstream(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The template as a git repository, with a tag for each release and the working tree."""
-    return make_upstream(tmp_path_factory.mktemp("upstream") / "template", template)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Copies:
-    """Makes projects of a release, and brings them up to the working tree."""
-
-    upstream: Project
-    folder: Path
-    environment: Env
-
-    def copy(
-        self, name: str, tag: str, answers: Answers = DEFAULTS, upstream: Project | None = None
-    ) -> Project:
-        """Copy with plain commands, as a person would, and commit."""
-        data = [f"--data={key}={value}" for key, value in answers.items()]
-        template = str((upstream or self.upstream).path)
-        Project(self.folder).run(
-            "copier", "copy", "--quiet", "--defaults", f"--vcs-ref={tag}", *data, template, name
-        )
-        project = Project(self.folder / name, **self.environment)
-        project.commit("Start from the template")
-        return project
-
-    @staticmethod
-    def update(project: Project, *arguments: str, expect: int = 0) -> Completed:
-        return project.run("copier", "update", "--defaults", *arguments, expect=expect)
-
-
-@pytest.fixture
-def copies(render: Render, upstream: Project, synced: dict[str, str], tmp_path: Path) -> Copies:
-    return Copies(upstream=upstream, folder=tmp_path, environment=synced)
 
 
 def contents(project: Project) -> dict[str, bytes]:

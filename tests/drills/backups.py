@@ -104,7 +104,7 @@ def _full_disk(world: World, scripts: Scripts, url: URL, backups: Path) -> str:
             "upgrade",
             "head",
         ]
-        expected = "pg_dump was ended by signal"
+        expected = "pg_dump was terminated by signal"
     done = subprocess.run(
         command,
         cwd=world.project.path,
@@ -136,7 +136,7 @@ def _killed_pg_dump(_world: World, scripts: Scripts, url: URL, backups: Path) ->
             process.kill()
         _, said = runner.communicate(timeout=TIMEOUT)
     require(runner.returncode == 1, f"killed pg_dump: exit code {runner.returncode}")
-    require("pg_dump was ended by signal 9" in said, f"killed pg_dump:\n{said}")
+    require("pg_dump was terminated by signal 9" in said, f"killed pg_dump:\n{said}")
     return said
 
 

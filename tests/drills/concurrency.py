@@ -11,7 +11,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from sqlalchemy import URL
-from tests.drills.world import BASE, TIMEOUT, Revision, Scripts, World, require, transaction
+from tests.drills.world import (
+    BASE,
+    TIMEOUT,
+    DrillError,
+    Revision,
+    Scripts,
+    World,
+    require,
+    transaction,
+)
 
 REVISIONS = 20
 PAUSE = 'op.execute("SELECT pg_sleep(0.02)")'
@@ -168,7 +177,12 @@ class _Upgrades:
             runner = self.scripts.begin(url, "upgrade", "head")
             self.server.wait_until(url, BUILDING)
             runner.send_signal(number)
-            _, said = runner.communicate(timeout=TIMEOUT)
+            try:
+                _, said = runner.communicate(timeout=TIMEOUT)
+            except subprocess.TimeoutExpired:
+                runner.kill()
+                _, said = runner.communicate()
+                raise DrillError(f"still running after {number.name}:\n{said}") from None
         require("Traceback" not in said, f"a traceback:\n{said}")
         self.server.wait_for_runners(url)
         require(self.server.revision(url) == BEFORE_BUILD, "a revision was recorded too early")

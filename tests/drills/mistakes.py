@@ -42,7 +42,7 @@ def _without_rights(server: Server, url: URL) -> URL:
 MISTAKES = (
     Mistake(
         name="a wrong down_revision",
-        message="which does not exist: look for it as down_revision",
+        message="which does not exist; fix the down_revision",
         revisions=(_create("r02", "nowhere"),),
     ),
     Mistake(
@@ -75,7 +75,7 @@ MISTAKES = (
     ),
     Mistake(
         name="a user without rights",
-        message="this user may not do that; grant it the right",
+        message="the user of the migrations lacks a privilege; grant it",
         revisions=(_create("r02"),),
         prepare=_without_rights,
     ),

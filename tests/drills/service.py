@@ -157,7 +157,7 @@ def _migrate_held_table(url: URL, scripts: Scripts, tries: int) -> None:
         runner = scripts.begin(url, "upgrade", "head")
         for line in runner.stderr or ():
             said.append(line)
-            failed += "trying again" in line
+            failed += "retrying" in line
             if failed == tries:
                 holder.rollback()
     runner.wait()

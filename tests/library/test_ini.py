@@ -297,9 +297,9 @@ def test_a_broken_project_is_refused(project: Project, capsys: pytest.CaptureFix
         (
             "pyproject.toml",
             "tool.alembic.timezone = 'UTC'\n",
-            "tool.alembic has no header of its own",
+            "tool.alembic has no separate header",
         ),
-        ("pyproject.toml", "[tool]\nalembic = {}\n", "tool.alembic has no header of its own"),
+        ("pyproject.toml", "[tool]\nalembic = {}\n", "tool.alembic has no separate header"),
         (
             "pyproject.toml",
             "[tool]\nalembic = 1\n",
@@ -309,7 +309,7 @@ def test_a_broken_project_is_refused(project: Project, capsys: pytest.CaptureFix
         (
             "migrations/env.py",
             "from alembic import context\nif 1: fileConfig(context.config.config_file_name)\n",
-            "migrations/env.py:2: fileConfig shares its line with other code; move the call to a line of its own",
+            "migrations/env.py:2: fileConfig shares its line with other code; move the call to a separate line",
         ),
     ],
 )

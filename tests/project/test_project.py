@@ -222,7 +222,7 @@ def test_reset_asks_at_a_terminal(
     assert "is not the name of the database" in wrong
     assert users_exist(database)
     refused = project.make("migrate-reset", expect=2)
-    assert f"CONFIRM={database_url.database}" in refused.stderr
+    assert f"--confirm={database_url.database}" in refused.stderr
     assert users_exist(database)
     assert "is at base" in answer_at_terminal(project, database_url.database)
     assert not users_exist(database)
@@ -252,7 +252,7 @@ def answer_at_terminal(project: Project, answer: str) -> str:
                 shown += os.read(leader, 4096)
             except OSError:  # the terminal is closed: everything was read
                 break
-        if b"Type its name" in shown and not answered:
+        if b"Type the name" in shown and not answered:
             os.write(leader, f"{answer}\n".encode())
             answered = True
     process.wait()

@@ -99,7 +99,7 @@ def test_the_first_place_that_has_an_option_wins(
     [
         ({"environment": {"MIGRATION_LOCK_TIMEOUT": "soon"}}, "MIGRATION_LOCK_TIMEOUT: expected"),
         ({"x_arguments": ["lock_timeout=soon"]}, "-x lock_timeout: expected a duration"),
-        ({"x_arguments": ["lock_timout=1s"]}, "-x lock_timout: no such option"),
+        ({"x_arguments": ["lock_timout=1s"]}, "-x lock_timout: unknown option"),
         ({"attributes": {"lock_timeout": None}}, "attributes['lock_timeout']: expected"),
     ],
 )

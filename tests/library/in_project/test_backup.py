@@ -174,7 +174,7 @@ def test_a_schema_alone_does_not_take_the_place_of_data(
     assert "there is no full backup of the database" in capsys.readouterr().err
     [file] = folder.iterdir()
     assert migrations.main(["restore", str(file), "--confirm", name]) == 1
-    assert "holds the schema alone" in capsys.readouterr().err
+    assert "has no rows, so it can't replace" in capsys.readouterr().err
     assert databases(project) == [name]
 
 
@@ -193,14 +193,14 @@ def test_a_backup_as_the_options_have_it_and_where_something_is_pending(
         return captured.out.strip(), captured.err
 
     said = run("backup", "--kind=pending")
-    assert (said[0], "No backup: it is switched off" in said[1]) == ("", True)
+    assert (said[0], "No backup: the option backup is off" in said[1]) == ("", True)
     in_prod(monkeypatch)
     taken, _ = run("backup", "--kind=pending")
     assert Path(taken).parent == folder
     assert run("backup-path", "latest")[0] == taken == run("backup-path", Path(taken).name)[0]
     project.run("upgrade", "head", backup="off")
     said = run("backup", "--kind=pending")
-    assert (said[0], "No backup: nothing is pending." in said[1]) == ("", True)
+    assert (said[0], "No backup: no revision is pending." in said[1]) == ("", True)
     assert run("backup", "--kind=auto")[0].endswith(".dump")
     assert run("backup-path")[0] == str(folder)
     assert migrations.main(["backup-path", "nothing"]) == 1
@@ -226,7 +226,7 @@ def fake_pg_dump(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> 
     "failure",
     [
         ("echo half >$file; echo 'No space left on device' >&2; exit 1", "No space left on device"),
-        ("echo half >$file; kill -9 $$", "pg_dump was ended by signal 9"),
+        ("echo half >$file; kill -9 $$", "pg_dump was terminated by signal 9"),
         ("echo half >$file", "does not appear to be a valid archive"),
     ],
 )
@@ -272,7 +272,7 @@ def diverted(
 
 TWO_SERVERS = re.compile(
     r"leads to two servers: this process is connected to one \((.+), port \d+, database oid \d+\), "
-    r"pg_(?:dump|restore) to another \((.+), port \d+, database oid \d+\); name a single server"
+    r"pg_(?:dump|restore) to another \((.+), port \d+, database oid \d+\); use a URL of a single server"
 )
 
 
@@ -512,7 +512,7 @@ def test_a_restored_database_equals_the_one_backed_up(
     assert migrations.main(["backup"]) == 0
     assert migrations.main(["restore", "latest"]) == 0
     [_, restored] = databases(project)
-    assert f"The backup is restored in the database {restored}." in capsys.readouterr().out
+    assert f"The backup was restored into the database {restored}." in capsys.readouterr().out
     assert content(url.with_database(restored)) == content(url)
     with elsewhere(project, restored) as connection:
         assert connection.execute("SHOW work_mem").fetchone() == ("7MB",)
@@ -571,7 +571,7 @@ def test_roles_that_the_server_does_not_have_are_left_out(
     project.connection.commit()
     run_elsewhere(project, f"DROP ROLE {role}")
     assert migrations.main(["restore", "latest"]) == 0
-    assert "trying without owners and privileges" in caplog.text
+    assert "retrying without owners and privileges" in caplog.text
     assert f'role "{role}" does not exist' in caplog.text
     [_, restored] = databases(project)
     assert content(get_settings().url.with_database(restored)) == {"t": [("(7)",)]}
@@ -634,7 +634,7 @@ def test_a_backup_that_does_not_exist_is_named(
         capsys.readouterr().err
     )
     assert migrations.main(["restore", "x.dump"]) == 1
-    assert "there is no backup x.dump; `make backups` lists" in capsys.readouterr().err
+    assert "there is no backup x.dump; `alembic-safety backups` lists" in capsys.readouterr().err
 
 
 def test_in_prod_a_downgrade_wants_the_database_s_name(
@@ -646,7 +646,7 @@ def test_in_prod_a_downgrade_wants_the_database_s_name(
     name = get_settings().url.database
     message = project.refused("downgrade", "base")
     assert f"this reverts a1 in the database {name}" in message
-    assert message.endswith(f"To confirm, give its name: CONFIRM={name}")
+    assert message.endswith(f"To confirm, set CONFIRM={name} in the environment")
     monkeypatch.setenv("CONFIRM", "another")
     assert "'another' is not the name of the database" in project.refused("downgrade", "-1")
     assert project.tables() == {"t_a1"}

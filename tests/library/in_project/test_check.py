@@ -245,7 +245,7 @@ def test_rebase_lets_new_revisions_follow_the_base(committed: Project, command: 
     commit(committed)
     git(committed, "checkout", "--quiet", "feature")
     _, said = command("check", "--base=main")
-    assert "follows a1, but main is at d4; `make migrate-rebase` fixes it" in said
+    assert "follows a1, but main is at d4; `alembic-safety rebase` fixes it" in said
     assert "merge it first" in command("rebase", "--base=main")[1]
     git(committed, "merge", "--quiet", "--no-edit", "main")
     code, said = command("rebase", "--base=main")

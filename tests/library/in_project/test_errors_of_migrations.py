@@ -91,7 +91,7 @@ def test_models_are_not_compared_with_a_database_behind(project: Project) -> Non
     config = make_config(ROOT)
     config.set_main_option("path_separator", "newline")
     config.set_main_option("version_locations", str(project.folder))
-    with pytest.raises(CommandError, match="run `make migrate-up` first"):
+    with pytest.raises(CommandError, match="run `alembic upgrade head` first"):
         command.revision(config, autogenerate=True)
 
 
@@ -102,7 +102,7 @@ def test_a_lock_that_is_held_does_not_hold_all_others(project: Project) -> None:
     with project.connection.transaction():
         project.connection.execute("SELECT FROM t_a1")
         message = project.refused("upgrade", "head", lock_timeout="50ms", lock_retries=0)
-    assert "a table was held by another session" in message
+    assert "a table was locked by another session" in message
     assert project.tables() == {"t_a1"}
 
 
@@ -168,7 +168,7 @@ def test_a_lost_connection_is_said_with_what_stays(project: Project) -> None:
     project.write("b2", "a1", ended)
     message = project.refused("upgrade", "head")
     assert "b2.py:" in message
-    assert "the connection was lost: revisions that had ended are applied" in message
+    assert "the connection was lost: completed revisions stay applied" in message
     assert project.tables() == {"t_a1"}
 
 

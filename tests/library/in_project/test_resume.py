@@ -112,6 +112,44 @@ def test_the_next_run_goes_on_after_one_that_was_killed_while_it_built_an_index(
     assert expected in caplog.text
 
 
+SLEEPING = (
+    "SELECT count(*) = 1 FROM pg_stat_activity"
+    " WHERE query LIKE '%pg_sleep(60)%' AND pid <> pg_backend_pid() AND state = 'active'"
+    " AND datname = current_database()"
+)
+
+
+def test_an_interruption_is_not_lost_in_the_cleanup_of_a_revision(project: Project) -> None:
+    sleeps = "op.execute('SELECT pg_sleep(60)')"
+    project.write(
+        "b2", "a1", f"try:\n        {sleeps}\n    finally:\n        op.execute('SELECT 1')"
+    )
+    with runner(project) as process:
+        wait_until(project, SLEEPING)
+        process.send_signal(signal.SIGINT)
+        _, output = process.communicate(timeout=30)
+    assert output.rstrip().endswith("KeyboardInterrupt")
+    assert rows(project, "SELECT version_num FROM alembic_version") == [("a1",)]
+    assert rows(
+        project, "SELECT count(*) FROM alembic_version_history WHERE error IS NOT NULL"
+    ) == [(0,)]
+
+
+def test_an_interruption_ends_the_pause_before_a_retry(project: Project) -> None:
+    project.write("b2", "a1", "op.execute('ALTER TABLE t_a1 ADD x int')", table=False)
+    with psycopg.connect(get_settings().url.libpq) as writer, runner(project) as process:
+        writer.execute("INSERT INTO t_a1 VALUES (0)")
+        assert process.stderr is not None
+        tries = 0
+        while tries < 4:  # from then on, a pause takes seconds
+            tries += "retrying in" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+        output = process.stderr.read()
+    assert "retrying" not in output
+    assert output.rstrip().endswith("KeyboardInterrupt")
+
+
 STATEMENTS = {
     "an index": ("SELECT", INDEX, "SELECT count(*) FROM pg_index WHERE indisvalid AND indexrelid = 'ix_t_a1_id'::regclass"),
     "an expression's index": (

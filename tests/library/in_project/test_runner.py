@@ -58,7 +58,7 @@ def another_session(
 
 
 def tried_again(caplog: pytest.LogCaptureFixture) -> Callable[[], bool]:
-    return lambda: "trying again" in caplog.text
+    return lambda: "retrying" in caplog.text
 
 
 def take_lock(project: Project) -> str:
@@ -171,7 +171,7 @@ def test_a_table_that_is_held_is_tried_again(
         project.run("upgrade", "head", lock_timeout="400ms")
     assert "t_b2" in project.tables()
     assert (
-        f"a table is held by pid {pid} (somebody, idle in transaction, its transaction "
+        f"a table is locked by pid {pid} (somebody, idle in transaction, its transaction "
         in caplog.text
     )
     assert "SELECT FROM t_a1" in caplog.text
@@ -185,7 +185,7 @@ def test_when_tries_are_used_up_what_was_committed_stays(project: Project) -> No
     project.write("c3", "b2", "op.add_column('t_a1', sa.Column('name', sa.Text))")
     with another_session("SELECT FROM t_a1"):
         message = project.refused("upgrade", "head", lock_retries=1, **PATIENT)
-    assert "in each of 2 tries" in message
+    assert "in each of 2 attempts" in message
     assert "pg_terminate_backend" in message
     assert project.tables() == {"t_a1", "t_b2"}
     assert entries(project) == [
@@ -279,7 +279,7 @@ def test_an_index_whose_building_met_a_lock_timeout_is_built_anew(
     statement = "INSERT INTO t_a1 VALUES (1)"
     with another_session(statement, seconds=0, until=tried_again(caplog)):
         project.run("upgrade", "head", lock_timeout="300ms")
-    assert "trying again" in caplog.text
+    assert "retrying" in caplog.text
     assert "dropping the invalid index uq_b2" in caplog.text
     assert one(project, IS_VALID) is True
 
@@ -332,9 +332,7 @@ def test_another_invalid_index_is_reported_and_left(
     project.connection.autocommit = False
     project.write("b2", "a1")
     project.run("upgrade", "head")
-    assert (
-        "invalid indexes, which PostgreSQL does not use but keeps up to date: mine" in caplog.text
-    )
+    assert "invalid indexes, which PostgreSQL maintains but does not use: mine" in caplog.text
     assert (
         one(project, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'mine'::regclass") is False
     )

@@ -58,7 +58,7 @@ def test_each_state_says_what_it_is() -> None:
     assert "was never migrated" in LINE.state([], versioned=False).describe()
     assert "at revision z, which this code does not have" in LINE.state(["z"]).describe()
     assert LINE.state(["c"]).describe() == "the database is at head"
-    assert SchemaState.unreachable("gone").describe() == "the database can't be asked: gone"
+    assert SchemaState.unreachable("gone").describe() == "the database is unreachable: gone"
 
 
 def test_a_revision_has_a_message_and_a_date() -> None:

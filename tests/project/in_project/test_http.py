@@ -126,7 +126,7 @@ async def test_without_an_answer_of_the_database_there_is_one_within_two_seconds
             response = await client.get("/health/ready")
         listener.close()
     assert response.status_code == 503
-    assert response.json()["detail"].startswith("the database can't be asked")
+    assert response.json()["detail"].startswith("the database is unreachable")
     assert "secret" not in response.text
 
 

@@ -263,14 +263,14 @@ async def test_many_that_ask_at_once_or_soon_again_are_one_question(
     live_client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = 0
-    ask = SchemaReader._ask  # noqa: SLF001
+    ask = SchemaReader._run_query  # noqa: SLF001
 
     async def count(reader: SchemaReader) -> SchemaState:
         nonlocal asked
         asked += 1
         return await ask(reader)
 
-    monkeypatch.setattr(SchemaReader, "_ask", count)
+    monkeypatch.setattr(SchemaReader, "_run_query", count)
     monkeypatch.setattr("main.MAX_AGE", 3600.0)
     await asyncio.gather(*(live_client.get("/health/ready") for _ in range(20)))
     await live_client.get("/metrics")
@@ -284,7 +284,7 @@ async def test_who_asks_later_is_answered_too_when_the_first_one_s_patience_ends
         await asyncio.sleep(60)
         raise AssertionError
 
-    monkeypatch.setattr(SchemaReader, "_ask", hang)
+    monkeypatch.setattr(SchemaReader, "_run_query", hang)
     first = asyncio.create_task(live_client.get("/health/ready"))
     await asyncio.sleep(0.5)
     answers = await asyncio.gather(

@@ -1,60 +1,62 @@
-"""What to do about errors of Alembic and of PostgreSQL."""
+"""Messages for known errors of Alembic and PostgreSQL, with what to do."""
 
 import re
 
 from alembic_safety.sql import SQLState
 
-# Patterns of Alembic's messages.
+# Keys match the messages of Alembic.
 _ALEMBIC = {
     r"Multiple head revisions": (
         "the code has two heads: two revisions follow the same one, often after a merge of two "
-        "branches. Join them with `uv run alembic merge heads -m 'Merge'`, or let one follow the "
-        "other by its down_revision; `uv run alembic heads` lists them."
+        "branches. Join them with `alembic merge heads -m 'Merge'`, or set the down_revision of "
+        "one to the other; `alembic heads` lists them."
     ),
     r"Can't locate revision identified by '(?P<revision>.*)'": (
-        "there is no revision {revision!r} in this code. If the database is at it, it was migrated "
-        "by a newer release or from another branch: run that code, or downgrade with it first. "
-        "If that code is gone and so may be the data, drop the database (of the project's own "
-        "server: `make db-stop`, and delete .postgres)."
+        "there is no revision {revision!r} in this code. If the database is at that revision, a "
+        "newer release or another branch migrated it: run that code, or downgrade with it first. "
+        "If that code is gone and you do not need the data, drop the database."
     ),
     r"Ambiguous walk": (
-        "the last revision joins several, so that it is not clear where one step down leads; name "
-        "the revision to go to: `uv run alembic downgrade <revision>` (`uv run alembic history` "
-        "lists them)."
+        "the last revision merges several, so one step down is ambiguous; name the revision to go "
+        "to: `alembic downgrade <revision>` (`alembic history` lists them)."
     ),
     r"overlaps with other requested revisions": (
-        "two heads, or two files with the same revision id; `uv run alembic heads` lists the heads."
+        "there are two heads, or two files with the same revision id; `alembic heads` lists the "
+        "heads."
     ),
     r"Target database is not up to date": (
-        "the database is not at head, so that there is nothing to compare the models with; "
-        "run `make migrate-up` first."
+        "the database is not at head, so the models can't be compared with it; run `alembic "
+        "upgrade head` first."
     ),
     r"Relative revision -\d+ didn't produce \d+ migrations": (
-        "there are not so many revisions to go down; `make migrate-status` shows where the "
-        "database is."
+        "there are not so many revisions to revert; `alembic-safety status` shows the revision of "
+        "the database."
     ),
 }
 
 _SQLSTATE: dict[str, str] = {
-    SQLState.READ_ONLY_SQL_TRANSACTION: "the database is read-only: a replica, or set so; migrate the primary",
-    SQLState.INSUFFICIENT_PRIVILEGE: (
-        "this user may not do that; grant it the right, or give the address of a user who may in "
-        "MIGRATION_DATABASE_URL"
+    SQLState.READ_ONLY_SQL_TRANSACTION: (
+        "the database is read-only (a replica, or default_transaction_read_only); migrate the "
+        "primary"
     ),
-    SQLState.DISK_FULL: "the server's disk is full",
+    SQLState.INSUFFICIENT_PRIVILEGE: (
+        "the user of the migrations lacks a privilege; grant it, or set MIGRATION_DATABASE_URL "
+        "(Target.url in migrations/env.py) to the URL of a user that has it"
+    ),
+    SQLState.DISK_FULL: "the disk of the server is full; free space, and run this command again",
     SQLState.QUERY_CANCELED: (
         "the statement ran for longer than statement_timeout: raise it in the revision "
         '(statement_timeout = "10min" at the top of its file)'
     ),
 }
 CONNECTION_LOST = (
-    "the connection was lost: revisions that had ended are applied, the one that ran is not (but "
-    "for what it ran in an autocommit block); run this again"
+    "the connection was lost: completed revisions stay applied, the running one does not (except "
+    "for its autocommit blocks); run this command again"
 )
 
 
 def for_alembic(message: str) -> str:
-    """Return what to do about a message of Alembic's, or the message itself."""
+    """Return a message with advice for a known message of Alembic; return any other unchanged."""
     for pattern, advice in _ALEMBIC.items():
         if match := re.search(pattern, message):
             return advice.format(**match.groupdict())
@@ -62,5 +64,5 @@ def for_alembic(message: str) -> str:
 
 
 def for_sqlstate(sqlstate: str) -> str | None:
-    """Return what to do about an error of PostgreSQL."""
+    """Return advice for an SQLSTATE; None if there is none."""
     return _SQLSTATE.get(sqlstate)

@@ -1,6 +1,7 @@
-"""Backfills: a statement over a large table, in batches that are committed one by one.
+"""Backfills of large tables in batches, each committed by itself.
 
-One UPDATE of all rows would hold every row's lock to its end, and keep VACUUM from cleaning up.
+A single UPDATE would hold the lock of every row until it ends, and keep VACUUM from removing dead
+rows meanwhile.
 """
 
 import hashlib
@@ -22,11 +23,11 @@ from alembic_safety.sql import quote_identifier
 logger = logging.getLogger(__name__)
 
 TABLE = "alembic_backfill"
-"""Where an unfinished backfill stands; it is dropped when the last one is finished."""
+"""Table with the progress of unfinished backfills; dropped when the last one finishes."""
 RUNNING = "running_revision"
-"""The option of Alembic's context that names the revision that runs."""
+"""Option of Alembic's context that holds the running revision."""
 PROGRESS_INTERVAL = 5.0
-"""Seconds between two words on a backfill."""
+"""Seconds between two progress messages of a backfill."""
 
 _COLUMN = text(
     """
@@ -41,43 +42,46 @@ _COLUMN = text(
 
 
 class BackfillError(MigrationError):
-    """A backfill can't begin. The message says what is missing."""
+    """A backfill can't start. The message has the cause."""
 
 
 def in_batches(
     statement: str, *, table: str, key: str = "id", size: int = 1000, pause: float = 0.0
 ) -> int:
-    """Run `statement` for all rows of `table`, `size` at a time; return how many it changed.
+    """Run `statement` over all rows of `table`, in batches; return the number of changed rows.
 
-    For `upgrade()` of a revision of its own: what stands before it in the same function is
-    committed by it. If it is interrupted, the next run goes on after the last batch. A table that
-    is held is tried again, as in every revision.
+    Call this function in the `upgrade()` of a separate revision, because it commits the statements
+    before it. After an interruption, the next run continues after the last committed batch. A lock
+    timeout is retried, as in every revision. With `--sql`, print one statement for all rows.
 
     Args:
-        statement: SQL with the bounds `:first` and `:last`, both inclusive:
+        statement: SQL with the inclusive bounds `:first` and `:last`:
             `UPDATE users SET name_key = lower(name) WHERE id BETWEEN :first AND :last`.
-        table: the table that is walked, as SQL writes it.
-        key: its column that the bounds are of: required, and the first one of an index.
-        size: rows of a batch.
-        pause: seconds between two batches, for replicas and VACUUM to keep up.
+        table: the table to walk, quoted and qualified as in SQL.
+        key: column of the bounds: NOT NULL, and the first column of an index.
+        size: number of rows in a batch.
+        pause: seconds to sleep between batches, for replicas and VACUUM to keep up.
 
     Raises:
-        BackfillError: no bounds in the statement, no such column, no index on it, or a connection
-            whose caller is in a transaction.
+        BackfillError: the statement has no bounds, the column does not exist, is nullable or is
+            not indexed, or the caller of the connection is in a transaction.
     """
     if not {":first", ":last"} <= set(re.findall(r":\w+", statement)):
-        raise BackfillError("the statement of a backfill needs the bounds :first and :last")
+        raise BackfillError(
+            "the statement of in_batches() needs the bounds :first and :last; add WHERE <key> "
+            "BETWEEN :first AND :last"
+        )
     context = op.get_context()
     if alembic_internals.is_in_caller_transaction(context):
         raise BackfillError(
-            "a backfill commits its batches, and this connection is in a transaction of its "
-            "caller's: run the migration on a connection outside of one"
+            "in_batches() commits its batches, but this connection is in a transaction of its "
+            "caller; run the migration on a connection without a transaction"
         )
     quoted = quote_identifier(key)
     if context.as_sql:
         bound = f"(SELECT {quoted} FROM {table} ORDER BY 1 {{}} LIMIT 1)"  # noqa: S608
         whole = re.sub(r":first\b", bound.format("ASC"), statement)
-        op.execute("-- At once: batches are for a run on the database.")
+        op.execute("-- In one statement: batches need a connection to the database.")
         op.execute(re.sub(r":last\b", bound.format("DESC"), whole))
         return 0
     with context.autocommit_block():
@@ -85,8 +89,8 @@ def in_batches(
         return _Backfill(op.get_bind(), statement, table, key, job).run(size, pause)
 
 
-def forget_places(connection: Connection) -> None:
-    """Forget where unfinished backfills stand: a revision was reverted, and its rows are others."""
+def discard_progress(connection: Connection) -> None:
+    """Discard the progress of unfinished backfills; a downgrade may change their rows."""
     connection.exec_driver_sql(f"DROP TABLE IF EXISTS {TABLE}")
 
 
@@ -96,11 +100,13 @@ class _Backfill:
     ) -> None:
         column = connection.execute(_COLUMN, {"table": table, "key": key}).first()
         if column is None:
-            raise BackfillError(f"there is no column {key} of a table {table} to walk along")
+            raise BackfillError(
+                f"there is no column {key} of a table {table}; fix the arguments of in_batches()"
+            )
         if not (column.required and column.indexed):
             raise BackfillError(
-                f"{table}.{key} can't be walked along: it has to be NOT NULL, and the first "
-                "column of an index"
+                f"{table}.{key} can't be walked; it has to be NOT NULL, and the first column of an "
+                "index"
             )
         self.connection = connection
         self.statement = text(statement)
@@ -109,7 +115,7 @@ class _Backfill:
         self.type = column.type
         self.job = hashlib.sha256(job.encode()).hexdigest()
         quoted = quote_identifier(key)
-        # The next rows after a place, or from the start where there is none yet.
+        # One page: the next rows after the last key, or the first ones.
         columns = (
             "count(*) AS rows, (array_agg(k))[1] AS first, (array_agg(k))[count(*)] AS last,"
             " (array_agg(k))[count(*)]::text AS place"
@@ -122,7 +128,7 @@ class _Backfill:
     def run(self, size: int, pause: float) -> int:
         last = self._resume()
         walked = changed = 0
-        started = said = time.monotonic()
+        started = logged = time.monotonic()
         while True:
             page = self._page(last, size)
             if page.rows == 0:
@@ -131,19 +137,19 @@ class _Backfill:
             with self._transaction():
                 bounds = {"first": page.first, "last": last}
                 changed += self.connection.execute(self.statement, bounds).rowcount
-                self._remember(page.place)
+                self._save_progress(page.place)
             walked += page.rows
             now = time.monotonic()
-            if now - said >= PROGRESS_INTERVAL:
-                said = now
-                self._say(walked, now - started)
+            if now - logged >= PROGRESS_INTERVAL:
+                logged = now
+                self._log_progress(walked, now - started)
             time.sleep(pause)
         if last is None:
-            # Of an empty table, too, a mistake in the statement is to show.
+            # Run the statement once on an empty table, to report its errors there too.
             with self._transaction():
                 self.connection.execute(self.statement, {"first": None, "last": None})
-        self._say(walked, time.monotonic() - started)
-        self._forget()
+        self._log_progress(walked, time.monotonic() - started)
+        self._delete_progress()
         return changed
 
     def _page(self, last: object, size: int) -> Any:
@@ -151,22 +157,22 @@ class _Backfill:
             return self.connection.execute(self.first_page, {"size": size}).one()
         return self.connection.execute(self.next_page, {"size": size, "last": last}).one()
 
-    def _say(self, walked: int, seconds: float) -> None:
-        about = f" of about {self.estimate:,}" if self.estimate >= walked else ""
-        logger.info("%s: %s%s rows walked in %.0f s", self.table, f"{walked:,}", about, seconds)
+    def _log_progress(self, walked: int, seconds: float) -> None:
+        total = f" of about {self.estimate:,}" if self.estimate >= walked else ""
+        logger.info("%s: %s%s rows walked in %.0f s", self.table, f"{walked:,}", total, seconds)
 
     def _resume(self) -> object:
-        """Return the last key of the batches that an earlier run committed."""
+        """Return the last key that an earlier run committed; None if there is none."""
         self.connection.exec_driver_sql(
             f"CREATE TABLE IF NOT EXISTS {TABLE} (job text PRIMARY KEY, last text NOT NULL)"
         )
         query = f"SELECT CAST(last AS {self.type}) FROM {TABLE} WHERE job = :job"  # noqa: S608
         last: object = self.connection.scalar(text(query), {"job": self.job})
         if last is not None:
-            logger.info("%s: going on after %s, where an earlier run ended", self.table, last)
+            logger.info("%s: resuming after %s, where an earlier run ended", self.table, last)
         return last
 
-    def _remember(self, place: str) -> None:
+    def _save_progress(self, place: str) -> None:
         self.connection.execute(
             text(
                 f"INSERT INTO {TABLE} VALUES (:job, :last)"  # noqa: S608
@@ -175,7 +181,7 @@ class _Backfill:
             {"job": self.job, "last": place},
         )
 
-    def _forget(self) -> None:
+    def _delete_progress(self) -> None:
         with self._transaction():
             self.connection.execute(
                 text(f"DELETE FROM {TABLE} WHERE job = :job"),  # noqa: S608
@@ -186,13 +192,13 @@ class _Backfill:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        # The connection is in autocommit, where SQLAlchemy begins none.
+        # The connection is in autocommit mode, where SQLAlchemy does not begin a transaction.
         self.connection.exec_driver_sql("BEGIN")
         try:
             yield
             self.connection.exec_driver_sql("COMMIT")
         except BaseException:
-            if not self.connection.invalidated:  # else the server has rolled back already
+            if not self.connection.invalidated:  # the server rolled back a lost session
                 with suppress(DBAPIError):
                     self.connection.exec_driver_sql("ROLLBACK")
             raise

@@ -1,4 +1,4 @@
-"""The error boundary: a known cause becomes one message, without a traceback."""
+"""Error boundary: errors with a known cause become one message without a traceback."""
 
 import re
 import sys
@@ -20,10 +20,10 @@ _LIBRARY = Path(__file__).parent
 
 @contextmanager
 def readable_errors(*, command_line: bool = False) -> Iterator[None]:
-    """Turn errors that have a known cause into one message.
+    """Convert errors with a known cause to `CommandError`.
 
-    A program gets it as a `CommandError`. On the command line it is printed and the process ends
-    with exit code 1; `alembic --raiseerr ...` shows the traceback.
+    On the command line, print the message and exit with code 1 instead (130 for Ctrl-C);
+    `alembic --raiseerr ...` shows the traceback.
     """
     try:
         yield
@@ -33,8 +33,8 @@ def readable_errors(*, command_line: bool = False) -> Iterator[None]:
         if not command_line:
             raise
         print(
-            "\nInterrupted. Revisions that had ended are applied, the one that ran is not "
-            "(but for what it ran in an autocommit block).",
+            "\nInterrupted. Completed revisions stay applied, the running one does not (except "
+            "for its autocommit blocks).",
             file=sys.stderr,
         )
         raise SystemExit(130) from None
@@ -50,7 +50,7 @@ def readable_errors(*, command_line: bool = False) -> Iterator[None]:
 
 @contextmanager
 def migration_errors() -> Iterator[None]:
-    """Turn errors that have a known cause into a `MigrationError`."""
+    """Convert errors with a known cause to `MigrationError`."""
     try:
         yield
     except Exception as error:
@@ -60,17 +60,16 @@ def migration_errors() -> Iterator[None]:
 
 
 def _explain(error: Exception) -> str | None:
-    """Return the message for an error; None where the cause is not known."""
+    """Return the message for an error; None if its cause is unknown."""
     if isinstance(error, CommandError):
         return advice.for_alembic(str(error))
     if isinstance(error, MigrationError):
         return str(error)
     if isinstance(error, NoReferenceError):
-        return f"{error} (is its app deleted, or the name misspelt?)"
+        return f"{error} (is the name misspelled, or was its module deleted?)"
     if isinstance(error, KeyError) and _raised_by_alembic(error):
         return (
-            f"a revision follows {error}, which does not exist: look for it as down_revision "
-            "in migrations/versions"
+            f"a revision follows {error}, which does not exist; fix the down_revision that names it"
         )
     place = place_in_revision(error)
     if place is None and not isinstance(error, DBAPIError):
@@ -79,19 +78,19 @@ def _explain(error: Exception) -> str | None:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return the message of an exception, without SQLAlchemy's wrapping, with advice."""
+    """Return the message of an exception without SQLAlchemy's wrapping, with advice if known."""
     if isinstance(error, DBAPIError):
-        # SQLAlchemy 2.0 put the class before the message.
+        # SQLAlchemy 2.0 puts the class before the message.
         lines = [re.sub(r"^<class '[\w.]+'>: ", "", str(error.orig))]
         if detail := getattr(error.orig, "detail", None):
             lines.append(f"  detail: {detail}")
         if error.statement:
             lines.append(f"  statement: {' '.join(error.statement.split())}")
-        said = advice.for_sqlstate(get_sqlstate(error))
+        hint = advice.for_sqlstate(get_sqlstate(error))
         if error.connection_invalidated:
-            said = advice.CONNECTION_LOST
-        if said:
-            lines.append(f"  {said}")
+            hint = advice.CONNECTION_LOST
+        if hint:
+            lines.append(f"  {hint}")
         return "\n".join(lines)
     name = type(error).__name__
     return f"{name}: {error}" if str(error) else name
@@ -101,9 +100,9 @@ def describe_import_error(error: Exception, path: Path, shown: Path | None = Non
     """Return file, line and cause of an error that importing the file at `path` raised.
 
     Args:
-        error: what was raised.
-        path: the file.
-        shown: its path in the message; by default relative to its project.
+        error: the error.
+        path: the imported file.
+        shown: path to show in the message; by default relative to the project.
     """
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
@@ -115,7 +114,7 @@ def describe_import_error(error: Exception, path: Path, shown: Path | None = Non
 
 
 def place_in_revision(error: BaseException) -> str | None:
-    """Return file, line and function of the revision that raised, if one did."""
+    """Return file, line and function of the revision that raised `error`; None if none did."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{short_path(Path(error.filename))}:{error.lineno}"
     for frame in traceback.extract_tb(error.__traceback__):
@@ -138,7 +137,7 @@ def _raised_by_alembic(error: Exception) -> bool:
 
 
 def short_path(path: Path) -> Path:
-    """Return a path relative to the project that it is in: the next folder with a pyproject.toml."""
+    """Return `path` relative to its closest parent folder with a pyproject.toml."""
     for parent in path.parents:
         if (parent / "pyproject.toml").exists():
             return path.relative_to(parent)

@@ -1,4 +1,4 @@
-"""The program `alembic-safety`: commands next to those of `alembic`."""
+"""Commands that complement those of `alembic`, for PostgreSQL."""
 
 import argparse
 import atexit
@@ -23,42 +23,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code."""
     parser = argparse.ArgumentParser(prog="alembic-safety", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    status = commands.add_parser("status", help="say where the database is")
-    status.set_defaults(run=lambda project, _: schema.print_status(project))
-    history = commands.add_parser("history", help="say what was applied and reverted, and when")
-    history.set_defaults(run=lambda project, _: schema.print_history(project))
-    reset = commands.add_parser("reset", help="downgrade to base; the data are lost")
-    reset.add_argument(
-        "--confirm", default="", help="the database's name, where nobody can be asked"
+    status = commands.add_parser(
+        "status", help="print the current revision, the head and the pending revisions"
     )
+    status.set_defaults(run=lambda project, _: schema.print_status(project))
+    history = commands.add_parser("history", help="print what was applied and reverted, and when")
+    history.set_defaults(run=lambda project, _: schema.print_history(project))
+    reset = commands.add_parser("reset", help="revert all revisions; deletes all data")
+    reset.add_argument("--confirm", default="", help="name of the database, instead of the prompt")
     reset.set_defaults(run=lambda project, given: schema.reset(project, given.confirm))
-    backup = commands.add_parser("backup", help="back the database up")
-    kinds = [BackupKind.FULL.value, BackupKind.SCHEMA.value, backups.AS_SET, backups.PENDING]
+    backup = commands.add_parser("backup", help="back up the database")
+    kinds = [BackupKind.FULL.value, BackupKind.SCHEMA.value, backups.AUTO, backups.PENDING]
     backup.add_argument("--kind", choices=kinds, default=BackupKind.FULL.value)
     backup.set_defaults(run=lambda project, given: backups.back_up(project, given.kind))
-    rolled_out = commands.add_parser("rolled-out", help="record that this code runs now")
-    rolled_out.add_argument("version", help="the commit, or the image's tag")
+    rolled_out = commands.add_parser("rolled-out", help="record the rollout of a code version")
+    rolled_out.add_argument("version", help="commit or image tag")
     rolled_out.set_defaults(
         run=lambda project, given: schema.record_rollout(project, given.version)
     )
-    listing = commands.add_parser("backups", help="list the backups, and read each to its end")
+    listing = commands.add_parser("backups", help="list and verify the backups")
     listing.set_defaults(run=lambda project, _: backups.print_backups(project))
-    path = commands.add_parser("backup-path", help="print where a backup is, or their folder")
-    path.add_argument("backup", nargs="?", default="", help="a file, a name, or `latest`")
+    path = commands.add_parser("backup-path", help="print the path of a backup, or of the folder")
+    path.add_argument(
+        "backup", nargs="?", default="", help="a file, a name that `backups` lists, or `latest`"
+    )
     path.set_defaults(run=lambda project, given: backups.print_backup_path(project, given.backup))
     restoring = commands.add_parser("restore", help="restore a backup into a new database")
     restoring.add_argument("backup", help="a file, a name that `backups` lists, or `latest`")
-    restoring.add_argument("--into", default="", help="the new database's name")
+    restoring.add_argument("--into", default="", help="name of the new database")
     restoring.add_argument(
-        "--confirm", default="", help="the present database's name: put the backup in its place"
+        "--confirm", default="", help="name of the present database: replace it with the backup"
     )
     restoring.set_defaults(run=backups.restore)
-    _add_plan(commands.add_parser("plan", help="rehearse what is pending on a copy, and judge it"))
-    check = commands.add_parser("check", help="say whether the revisions may be merged")
-    check.add_argument("--base", default="", help="the branch to merge into; else origin's main")
+    _add_plan(commands.add_parser("plan", help="rehearse the pending revisions on a scratch copy"))
+    check = commands.add_parser("check", help="check whether the revisions can be merged")
+    check.add_argument("--base", default="", help="branch to merge into; default: that of origin")
     check.set_defaults(run=lambda project, given: review.check(project, given.base))
-    rebasing = commands.add_parser("rebase", help="let the new revisions follow those of the base")
-    rebasing.add_argument("--base", default="", help="the branch to merge into; else origin's main")
+    rebasing = commands.add_parser(
+        "rebase", help="move the new revisions after those of the base branch"
+    )
+    rebasing.add_argument(
+        "--base", default="", help="branch to merge into; default: that of origin"
+    )
     rebasing.set_defaults(run=lambda project, given: review.rebase(project, given.base))
     given = parser.parse_args(arguments)
     try:
@@ -78,20 +84,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _add_plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--format", choices=[form.value for form in Format], default="table")
-    plan.add_argument("--from", dest="start", default="", help="begin at this revision")
-    plan.add_argument("--to", default="head", help="go to this revision")
-    plan.add_argument("--with-data", action="store_true", help="copy the rows, too")
     plan.add_argument(
-        "--deployed", default="", help="the branch or commit that runs now: what its models use"
+        "--from", dest="start", default="", help="first revision; default: that of the database"
     )
-    plan.add_argument("--base", default="", help="a branch: what this one adds to its revisions")
+    plan.add_argument("--to", default="head", help="last revision; default: head")
+    plan.add_argument("--with-data", action="store_true", help="copy the rows as well")
     plan.add_argument(
-        "--allow-unsafe", action="store_true", help="end with 0 where something is unsafe, too"
+        "--deployed",
+        default="",
+        help="branch or commit of the running code, whose models must keep working",
+    )
+    plan.add_argument(
+        "--base", default="", help="base branch; plan only the revisions that this one adds"
+    )
+    plan.add_argument(
+        "--allow-unsafe", action="store_true", help="exit with 0 even if a revision is unsafe"
     )
     plan.set_defaults(run=review.plan)
 
 
 def run() -> None:
-    """Run the program."""
-    atexit.register(gc.freeze)  # as in alembic_safety.environment
+    """Run the program and exit."""
+    atexit.register(gc.freeze)  # skip the last garbage collection, as in alembic_safety.environment
     sys.exit(main())

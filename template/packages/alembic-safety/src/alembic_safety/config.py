@@ -13,7 +13,7 @@ from alembic_safety.options import SafetyOptions, Table, describe_problem
 
 
 class PostWriteHook(Table):
-    """`[[tool.alembic.post_write_hooks]]`: a program that is run on a new revision's file."""
+    """`[[tool.alembic.post_write_hooks]]`: a program that runs on the file of a new revision."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
@@ -23,7 +23,10 @@ class PostWriteHook(Table):
 
 
 class AlembicConfig(Table):
-    """`[tool.alembic]`, with Alembic's own defaults; `%` is escaped as in the file."""
+    """`[tool.alembic]`, with the defaults of Alembic; `%` is escaped as in the file.
+
+    https://alembic.sqlalchemy.org/en/latest/tutorial.html#using-pyproject-toml-for-configuration
+    """
 
     script_location: str | None = None
     file_template: str = "%%(rev)s_%%(slug)s"
@@ -40,10 +43,13 @@ class AlembicConfig(Table):
 
     @classmethod
     def from_pyproject(cls, document: Mapping[str, Any]) -> Self:
-        """Return `[tool.alembic]` of a pyproject.toml, as `tomllib` reads it.
+        """Return `[tool.alembic]` of a pyproject.toml.
+
+        Args:
+            document: the file as `tomllib` loads it.
 
         Raises:
-            AlembicConfigError: an unknown key or a wrong type; one line each.
+            AlembicConfigError: a key is unknown or its value is invalid; one line per key.
         """
         table = document.get("tool", {}).get("alembic", {})
         if not isinstance(table, dict):
@@ -55,13 +61,11 @@ class AlembicConfig(Table):
 
 
 def make_config(folder: Path, **attributes: object) -> Config:
-    """Return what `alembic.command` functions take.
+    """Return a configuration for the functions of `alembic.command`.
 
     Args:
-        folder: the project's, with pyproject.toml. Its alembic.ini, if there is one, goes first, as
-            for Alembic itself.
-        attributes: options of `[tool.alembic.safety]`, or what env.py is to find in
-            `config.attributes`.
+        folder: the folder of pyproject.toml. An alembic.ini there takes precedence, as in Alembic.
+        attributes: options of `[tool.alembic.safety]`, and other values for `config.attributes`.
     """
     ini = folder / "alembic.ini"
     return Config(
@@ -73,7 +77,7 @@ def toml_file(config: Config) -> Path:
     """Return the pyproject.toml of an Alembic configuration."""
     ini = config.config_file_name and Path(config.config_file_name)
     if ini and ini.exists():
-        # Alembic's toml_file_name is then one of the current folder.
+        # Alembic's own toml_file_name would be relative to the current folder here.
         return ini.absolute().with_name("pyproject.toml")
     return Path(config.toml_file_name or "pyproject.toml").absolute()
 

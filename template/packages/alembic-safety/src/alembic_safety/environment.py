@@ -1,4 +1,4 @@
-"""Running a command of Alembic: what migrations/env.py calls."""
+"""Entry point of migrations/env.py, which runs a command of Alembic."""
 
 import asyncio
 import atexit
@@ -30,32 +30,38 @@ def run_migrations(
     target: Callable[[], Target],
     readable: Sequence[type[Exception]] = (),
 ) -> None:
-    """Run the command that Alembic's `context` was made for.
+    """Run the current command of Alembic. Call this function in migrations/env.py.
 
-    A connection in `config.attributes["connection"]` is used as it is: its transaction and its
-    timeouts are the caller's, and nothing is retried or backed up there.
+    A connection in `config.attributes["connection"]` is used as it is. Its caller owns the
+    transaction and the timeouts, so nothing is retried or backed up.
+    https://alembic.sqlalchemy.org/en/latest/cookbook.html#connection-sharing
 
     Args:
         load_config: returns `[tool.alembic]`.
-        target: returns the database. It is not called for `--sql`.
+        target: returns the database to migrate. Not called for `--sql`.
         readable: exceptions of the project whose messages are shown without a traceback.
+
+    Raises:
+        CommandError: the command failed with a known cause. On the command line, the message is
+            printed and the process exits with 1 instead.
     """
-    alembic_internals.check()
     config = context.config
+    on_command_line = config.cmd_opts is not None and not config.cmd_opts.raiseerr
+    with readable_errors(command_line=on_command_line):
+        alembic_internals.check()
     project = Project(config, load_config, target, readable, list(context.get_x_argument()))
     if project.hand_over():
         return
-    on_command_line = config.cmd_opts is not None and not config.cmd_opts.raiseerr
     if config.cmd_opts is not None:
-        # The process ends with the command, and need not free its objects one by one:
-        # `make bench ONLY=migrations`, "current".
+        # Skip the last garbage collection: the process ends with the command. Measured by "current"
+        # in benchmarks/migrations.py of the template.
         atexit.register(gc.freeze)
     with readable_errors(command_line=on_command_line):
         options = project.options
         if context.is_offline_mode():
             _run_offline(lock_timeout=options.lock_timeout, statement=options.statement_timeout)
         elif (given := config.attributes.get("connection")) is not None:
-            project.target  # noqa: B018 - the project's settings are checked, and logging set up
+            project.target  # noqa: B018 - checks the settings and sets up logging
             _run_on(given, project)
         else:
             if changes_revision():
@@ -103,7 +109,7 @@ async def _run_online(project: Project) -> None:
 
 
 def _run(coroutine: Coroutine[None, None, None]) -> None:
-    """Run `coroutine` to its end; in a new thread where a loop is running already."""
+    """Run `coroutine`; use a new thread if an event loop is running in this one."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

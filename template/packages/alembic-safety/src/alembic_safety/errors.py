@@ -1,25 +1,25 @@
-"""Errors that a person can act on. Their messages are complete: they are shown by themselves."""
+"""Errors with complete messages, which are shown to people without a traceback."""
 
 
 class MigrationError(Exception):
-    """A migration can't go on. The message says why, and what to do."""
+    """A migration can't continue. The message has the cause and what to do."""
 
 
 class AlembicConfigError(MigrationError):
-    """The configuration is wrong. Each line of the message names a key and what is expected."""
+    """The configuration is invalid. Each line of the message names a key and the expected value."""
 
 
 class DatabaseUnavailableError(MigrationError):
-    """No connection could be made. The message says why, without the password."""
+    """Connecting failed. The message has the cause, without the password."""
 
 
 class ClientProgramError(MigrationError):
-    """A client program of PostgreSQL is missing, too old, or failed. The message says which."""
+    """A client program of PostgreSQL is missing, is too old, or failed."""
 
 
 class EmbeddedPostgresError(MigrationError):
-    """The embedded server can't run here. The message is one line and says what to do."""
+    """The embedded server can't run here. The message is one line, with what to do."""
 
 
 class NotConfirmedError(MigrationError):
-    """A person did not confirm; nothing was changed."""
+    """The confirmation was refused or missing. Nothing was changed."""

@@ -1,4 +1,4 @@
-"""The models' metadata, found by `module:name`."""
+"""Loading of the models' metadata from `module:name`."""
 
 import importlib
 
@@ -6,9 +6,11 @@ from sqlalchemy import MetaData
 
 
 def load_metadata(place: str) -> list[MetaData]:
-    """Return the metadata that `module:name` leads to.
+    """Import `module:name` and return its metadata.
 
-    The name, with dots, is of a MetaData or a list of them, or of a function that returns one.
+    Args:
+        place: `module:name`. The name may be dotted, and is that of a MetaData, of a list or tuple
+            of them, or of a function that returns either.
     """
     module, _, path = place.partition(":")
     found: object = importlib.import_module(module)

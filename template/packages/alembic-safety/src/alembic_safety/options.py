@@ -1,4 +1,4 @@
-"""`[tool.alembic.safety]`: the library's options, and the places where each can be given."""
+"""`[tool.alembic.safety]`: the options of the library, and where each can be set."""
 
 import difflib
 import re
@@ -27,7 +27,7 @@ def _parse_duration(value: object) -> object:
 
 
 def _parse_count(value: object) -> object:
-    """Accept digits: the environment and the command line have text only."""
+    """Convert digits to a number, because the environment and the command line are text."""
     return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
 
 
@@ -60,7 +60,7 @@ Count = Annotated[int, BeforeValidator(_parse_count), Field(ge=0)]
 
 
 class Table(BaseModel):
-    """A table of pyproject.toml whose keys are checked."""
+    """A table of pyproject.toml that accepts no unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -69,24 +69,24 @@ class SafetyOptions(Table):
     """`[tool.alembic.safety]`."""
 
     metadata: str | None = None
-    """Where the models' metadata is, `module:name`: a MetaData, or a function that returns one or
-    several. Needed by autogenerate and `alembic check` only."""
+    """`module:name` of the models' metadata: a MetaData, or a function that returns one or
+    several. Only autogenerate, `alembic check` and the plan need it."""
     lock_wait: Milliseconds = 60_000
-    """How long a runner waits for another one that migrates the same database."""
+    """Time to wait for another runner that is migrating the same database."""
     lock_timeout: Milliseconds = 2_000
-    """How long a statement of a migration waits for a lock, and all later queries behind it."""
+    """Time a statement waits for a lock; queries that arrive later queue behind it."""
     lock_retries: Count = 10
-    """How often a revision is tried again after a lock timeout."""
+    """Number of retries of a revision after a lock timeout."""
     statement_timeout: Milliseconds = 0
-    """How long one statement of a migration may run; 0 means no limit."""
+    """Time a single statement may run; 0 means no limit."""
     backup: Annotated[BackupKind | None, BeforeValidator(_parse_backup_kind)] = None
-    """What is backed up before revisions run; None is full in production, and off elsewhere."""
+    """Content of the backup before revisions run; None means full in production, off elsewhere."""
     backup_folder: Annotated[str, Field(min_length=1)] = "backups"
-    """Where backups are written: an absolute path, or one in the project."""
+    """Folder of the backups: an absolute path, or one relative to the project."""
     backup_keep: Annotated[Count, Field(ge=1)] = 10
-    """How many backups of a database are kept."""
+    """Number of backups of each kind to keep for a database."""
     plan_small_rows: Count = 10_000
-    """A table with fewer rows, and fewer bytes, is small to the plan."""
+    """The plan treats a table with fewer rows and fewer bytes than these limits as small."""
     plan_small_bytes: Bytes = 10_000_000
 
     def overridden(
@@ -96,13 +96,13 @@ class SafetyOptions(Table):
         x_arguments: Iterable[str] = (),
         attributes: Mapping[str, Any],
     ) -> "SafetyOptions":
-        """Return the options with those given in other places.
+        """Return the options, overridden from the other places where they can be set.
 
-        The last place that has an option wins: the file, the variable `MIGRATION_<KEY>`, `-x
-        key=value` of the command line, `Config(attributes={...})`.
+        In order of precedence, lowest first: the file, the variable `MIGRATION_<KEY>`, `-x
+        key=value` on the command line, `Config(attributes={...})`.
 
         Raises:
-            AlembicConfigError: an option is wrong; the message names the place.
+            AlembicConfigError: an option is invalid; the message names the place where it is set.
         """
         places = [
             (_from_environment(environment), f"{ENVIRONMENT_PREFIX}{{upper}}"),
@@ -112,23 +112,23 @@ class SafetyOptions(Table):
                 "attributes['{key}']",
             ),
         ]
-        given = {}
+        overrides = {}
         for options, place in places:
             for key, value in options.items():
                 name = place.format(key=key, upper=key.upper())
-                given[key] = _check(key, value, name)
-        return self.model_copy(update=given) if given else self
+                overrides[key] = _validate(key, value, name)
+        return self.model_copy(update=overrides) if overrides else self
 
 
 OPTIONS = tuple(name for name in SafetyOptions.model_fields if name != "metadata")
-"""The options that can be given in other places than the file."""
+"""Names of the options that can also be set outside of the file."""
 
 
 def parse_milliseconds(value: object, place: str) -> int:
-    """Return the milliseconds of a duration such as "2s".
+    """Parse a duration such as "2s"; return milliseconds.
 
     Raises:
-        AlembicConfigError: not a duration; the message begins with `place`.
+        AlembicConfigError: `value` is not a duration; the message begins with `place`.
     """
     try:
         return TypeAdapter(Milliseconds).validate_python(value)
@@ -137,13 +137,13 @@ def parse_milliseconds(value: object, place: str) -> int:
 
 
 def describe_problem(problem: Any) -> str:
-    """Return what one of pydantic's errors says: `expected a duration ..., not 'soon'`."""
+    """Return a message for an error of pydantic: `expected a duration ..., not 'soon'`."""
     text: str = problem["msg"].removeprefix("Value error, ")
     text = text.replace("Input should be", "expected").replace("Field required", "missing")
     return f"{text}, not {problem['input']!r}" if problem["type"] != "missing" else text
 
 
-def _check(key: str, value: object, name: str) -> object:
+def _validate(key: str, value: object, name: str) -> object:
     try:
         return getattr(SafetyOptions.model_validate({key: value}), key)
     except ValidationError as error:
@@ -159,12 +159,12 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _from_x_arguments(arguments: Iterable[str]) -> dict[str, str]:
-    """Return the options among `-x key=value`; other keys are for the project's own revisions."""
+    """Return the options among `-x key=value`; the project may use other keys."""
     options = {}
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key in OPTIONS:
             options[key] = value
         elif close := difflib.get_close_matches(key, OPTIONS, n=1, cutoff=0.8):
-            raise AlembicConfigError(f"-x {key}: no such option; did you mean {close[0]}?")
+            raise AlembicConfigError(f"-x {key}: unknown option; did you mean {close[0]}?")
     return options

@@ -1,4 +1,4 @@
-"""An Alembic project, as its migrations/env.py describes it."""
+"""Alembic project as described by its migrations/env.py."""
 
 import os
 import tomllib
@@ -21,37 +21,37 @@ from alembic_safety.metadata import load_metadata
 from alembic_safety.options import SafetyOptions
 
 _RECEIVER = "alembic_safety_receiver"
-"""The attribute by which a command asks env.py for its project, instead of having it run."""
+"""Config attribute with a callback that receives the project, instead of a command being run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The database that is migrated, and what the project knows about it."""
+    """The database to migrate, and its role in the project."""
 
     url: DatabaseURL
     plan_url: DatabaseURL | None = None
-    """A database on the server where the plan makes its copy; by default the migrated one's."""
+    """URL of the server for the plan's scratch copy; None means the server of `url`."""
     production: bool = False
-    """Whether downgrades have to be confirmed, and backups are full by default."""
+    """True if downgrades need confirmation and backups are full by default."""
     application: str = "alembic"
-    """The application's name; sessions of migrations are named after it."""
+    """Name of the application; `application_name` of a migration session begins with it."""
     code_version: str = ""
-    """What the history says of the code that ran."""
+    """Version of the code, for the migration history."""
     scratch_server: Callable[[], DatabaseURL] | None = None
-    """Starts another server, for copies that can't be made on the first."""
+    """Start a server and return its URL, for copies that the server of `url` can't hold."""
     start_tracing: Callable[[], None] = lambda: None
-    """Called before revisions run."""
+    """Set up tracing; called before revisions run."""
 
 
 class Project:
-    """The configuration, options and target of an Alembic project, each read when it is needed.
+    """Configuration, options and target of an Alembic project, each read on first use.
 
     Args:
-        config: Alembic's.
-        load_config: reads `[tool.alembic]`.
-        get_target: returns the target.
-        readable: the project's exceptions whose messages are complete.
-        x_arguments: `key=value` of the command line's `-x`.
+        config: configuration of Alembic.
+        load_config: returns `[tool.alembic]`.
+        get_target: returns the database to migrate.
+        readable: exceptions of the project whose messages are shown without a traceback.
+        x_arguments: `key=value` arguments of `-x` on the command line.
     """
 
     def __init__(
@@ -71,16 +71,16 @@ class Project:
 
     @classmethod
     def load(cls, config: Config) -> "Project":
-        """Return the project that env.py of `config` describes, with its options and target.
+        """Run the env.py of `config` and return its project, with options and target read.
 
         Raises:
-            MigrationError: env.py can't be run or does not call `run_migrations`, or an option or a
-                setting is wrong.
+            MigrationError: env.py fails or does not call `run_migrations`, or an option or a
+                setting is invalid.
         """
         found: list[Project] = []
 
         def receive(project: Project) -> None:
-            project.options, project.target  # noqa: B018 - they may use Alembic's context
+            project.options, project.target  # noqa: B018 - both may need Alembic's context
             found.append(project)
 
         config.attributes[_RECEIVER] = receive
@@ -89,16 +89,18 @@ class Project:
                 script = ScriptDirectory.from_config(config)
                 with EnvironmentContext(config, script):
                     script.run_env()
+        except tomllib.TOMLDecodeError as error:  # Alembic reads the file before env.py does
+            raise AlembicConfigError(f"{toml_file(config)}: not valid TOML: {error}") from None
         finally:
             del config.attributes[_RECEIVER]
         if not found:
             raise MigrationError(
-                f"{script.env_py_location}: does not call alembic_safety.run_migrations"
+                f"{script.env_py_location}: call alembic_safety.run_migrations() there"
             )
         return found[0]
 
     def hand_over(self) -> bool:
-        """Give this project to the command that asked env.py for it; return whether one did."""
+        """Pass this project to `load`, if that runs env.py; return whether it does."""
         receive = self._config.attributes.get(_RECEIVER)
         if receive is not None:
             receive(self)
@@ -106,7 +108,7 @@ class Project:
 
     @cached_property
     def toml_file(self) -> Path:
-        """The pyproject.toml."""
+        """Path of pyproject.toml."""
         return toml_file(self._config)
 
     @property
@@ -119,7 +121,7 @@ class Project:
         """`[tool.alembic]`.
 
         Raises:
-            AlembicConfigError: it can't be read, or a key is wrong.
+            AlembicConfigError: the file can't be read, or a key is invalid.
         """
         try:
             return self._load_config()
@@ -133,10 +135,10 @@ class Project:
 
     @cached_property
     def options(self) -> SafetyOptions:
-        """The options, those of the environment and the command line included.
+        """The options, overridden by the environment, the command line and attributes.
 
         Raises:
-            AlembicConfigError: one of them is wrong.
+            AlembicConfigError: an option is invalid.
         """
         return self.config.safety.overridden(
             environment=os.environ, x_arguments=self._x_arguments, attributes=self._attributes
@@ -144,10 +146,10 @@ class Project:
 
     @cached_property
     def target(self) -> Target:
-        """The database that is migrated.
+        """The database to migrate.
 
         Raises:
-            MigrationError: a setting is wrong; the message is the project's.
+            MigrationError: a setting is invalid; the message comes from the project.
         """
         with self._readable_errors():
             return self._get_target()
@@ -156,25 +158,25 @@ class Project:
         """Return the metadata of the models.
 
         Raises:
-            MigrationError: the models can't be imported, or nobody says where they are.
+            MigrationError: the models can't be imported, or the option `metadata` is missing.
         """
         place = self.options.metadata
         if not place:
             raise AlembicConfigError(
-                f"{self.toml_file}: [tool.alembic.safety]: metadata: missing; where the models are, "
-                'such as "shop.models:Base.metadata"'
+                f"{self.toml_file}: [tool.alembic.safety]: metadata: missing; set the module:name of "
+                'the models\' metadata, such as "shop.models:Base.metadata"'
             )
         with self._readable_errors():
             return load_metadata(place)
 
     def make_config(self, **attributes: object) -> Config:
-        """Return a new configuration of Alembic for this project, with these attributes only."""
-        made = make_config(self.toml_file.parent, **attributes)
+        """Return a new configuration of Alembic for this project, with only these attributes."""
+        config = make_config(self.toml_file.parent, **attributes)
         for name in ("version_locations", "path_separator"):
             value = self._config.get_main_option(name)
-            if value is not None and value != made.get_main_option(name):
-                made.set_main_option(name, value)
-        return made
+            if value is not None and value != config.get_main_option(name):
+                config.set_main_option(name, value)
+        return config
 
     @contextmanager
     def _readable_errors(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""State of the schema: the one answer of status, readiness and metrics."""
+"""State of the schema, for status, readiness and metrics."""
 
 import asyncio
 import logging
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 _CREATE_DATE = re.compile(r"^Create Date: (\d{4}-\d\d-\d\d \d\d:\d\d)", re.MULTILINE)
 
 _READ_CURRENT = text("SELECT version_num FROM alembic_version")
-# One small question for all that is watched. Times are seconds since 1970.
+# One query for all metrics. Times are Unix timestamps in seconds.
 _READ_ALL = text(
     f"""
     WITH record AS (
@@ -58,14 +58,14 @@ _READ_ALL = text(
 
 
 class State(StrEnum):
-    """How the database's schema stands to the revisions of the code."""
+    """Revision of the database, compared with the revisions of the code."""
 
     AT_HEAD = "at head"
     BEHIND = "behind"
     AHEAD = "ahead"
-    """At a revision that this code does not have: a newer release migrated it."""
+    """At a revision that is not in this code: another release migrated the database."""
     UNVERSIONED = "unversioned"
-    """Alembic has never run there."""
+    """Without Alembic's version table."""
     UNREACHABLE = "unreachable"
 
 
@@ -76,49 +76,49 @@ class Revision:
     id: str
     message: str
     date: str
-    """When it was created, as its file says; empty where the file does not say."""
+    """Create Date of the file; an empty string if there is none."""
     parents: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """What the record of migrations says in short. Times are seconds since 1970."""
+    """Summary of the migration history. Times are Unix timestamps in seconds."""
 
     last_revision: str | None
-    """That was applied or reverted last."""
+    """The revision that was applied or reverted last."""
     last_direction: Direction | None
     last_ended: float | None
     last_seconds: float | None
-    """How long it took."""
+    """Duration of the last revision, in seconds."""
     failures: int
-    """Since the record began."""
+    """Number of failures since the history began."""
     failed_at: float | None
     backed_up_at: float | None
-    """When the last backup was made that holds the rows, too."""
+    """Start of the last full backup."""
     invalid_indexes: int
-    """That PostgreSQL does not use; those that are being built do not count."""
+    """Number of invalid indexes, without those that are being built."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SchemaState:
-    """The state, and what it was concluded from."""
+    """State of a database, with the revisions it was derived from."""
 
     state: State
     current: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     pending: tuple[Revision, ...] = ()
-    """The revisions to apply, in their order."""
+    """Revisions to apply, in order."""
     reason: str = ""
     recorded: Recorded | None = None
-    """None where nothing was recorded yet, or where this role may not read it."""
+    """None if the database has no history yet, or the role may not read it."""
 
     @classmethod
     def unreachable(cls, reason: str) -> Self:
-        """Return the state of a database that can't be asked."""
+        """Return the state of a database that can't be queried."""
         return cls(state=State.UNREACHABLE, reason=reason)
 
     def describe(self) -> str:
-        """Return the state in a sentence."""
+        """Return the state as a sentence, without a capital and a full stop."""
         count = f"{len(self.pending)} revision{'s' if len(self.pending) != 1 else ''}"
         match self.state:
             case State.AT_HEAD:
@@ -133,11 +133,11 @@ class SchemaState:
                     "which this code does not have: it was migrated by another release"
                 )
             case State.UNREACHABLE:
-                return f"the database can't be asked: {self.reason}"
+                return f"the database is unreachable: {self.reason}"
 
 
 class Revisions:
-    """The revisions of the code, read once."""
+    """The revisions of the code, loaded once."""
 
     def __init__(self, script: ScriptDirectory) -> None:
         self.heads = tuple(sorted(script.get_heads()))
@@ -154,13 +154,13 @@ class Revisions:
 
     @classmethod
     def load(cls, config: Config | Path) -> Self:
-        """Import every revision and return them.
+        """Import all revisions.
 
         Args:
-            config: Alembic's configuration, or the folder of the project's pyproject.toml.
+            config: configuration of Alembic, or the folder of the project's pyproject.toml.
 
         Raises:
-            MigrationError: one of them can't be imported, or refers to none.
+            MigrationError: a revision can't be imported, or follows one that does not exist.
         """
         with migration_errors():
             if isinstance(config, Path):
@@ -174,7 +174,12 @@ class Revisions:
         return revision in self._by_id
 
     def state(self, current: Iterable[str], *, versioned: bool = True) -> SchemaState:
-        """Return the state of a database that is at `current`."""
+        """Return the state of a database at the revisions `current`.
+
+        Args:
+            current: content of Alembic's version table.
+            versioned: whether that table exists.
+        """
         current = tuple(sorted(current))
         if any(revision not in self._by_id for revision in current):
             return SchemaState(state=State.AHEAD, current=current, heads=self.heads)
@@ -186,17 +191,17 @@ class Revisions:
 
     def _with_ancestors(self, revisions: Iterable[str]) -> set[str]:
         found: set[str] = set()
-        waiting = list(revisions)
-        while waiting:
-            revision = waiting.pop()
+        pending = list(revisions)
+        while pending:
+            revision = pending.pop()
             if revision not in found:
                 found.add(revision)
-                waiting.extend(self._by_id[revision].parents)
+                pending.extend(self._by_id[revision].parents)
         return found
 
 
 class SchemaReader:
-    """Asks a database for its revision and compares it with the code's."""
+    """Reader of the schema's state, which caches it and shares concurrent queries."""
 
     def __init__(
         self,
@@ -206,50 +211,50 @@ class SchemaReader:
         max_age: float = 0.0,
         deadline: float | None = None,
     ) -> None:
-        """Make a reader; nothing is asked yet.
+        """Create a reader. It does not connect before `read`.
 
         Args:
-            engine: of the database.
-            revisions: of the code.
-            max_age: seconds for which an answer is given again.
-            deadline: seconds after which a database that did not answer is unreachable.
+            engine: engine of the database.
+            revisions: revisions of the code.
+            max_age: seconds to cache a state.
+            deadline: seconds to wait for the database; None waits forever.
         """
         self._engine = engine
         self._revisions = revisions
         self._max_age = max_age
         self._deadline = deadline
-        self._answer: SchemaState | None = None
-        self._answered = 0.0
-        self._question: asyncio.Task[SchemaState] | None = None
-        self._said = False
+        self._cached: SchemaState | None = None
+        self._cached_at = 0.0
+        self._query: asyncio.Task[SchemaState] | None = None
+        self._warned = False
 
     async def read(self) -> SchemaState:
-        """Return the state. A database that can't be asked is a state, not an exception.
+        """Return the state; a database that can't be reached is `State.UNREACHABLE`.
 
-        Whoever asks while a question is open waits for its answer.
+        Concurrent calls share one query.
         """
-        if self._answer is not None and time.monotonic() - self._answered < self._max_age:
-            return self._answer
-        question = self._question
-        if question is None:
-            question = self._question = asyncio.create_task(self._ask())
-        # Not asyncio.timeout: closing a connection to a server that hangs can itself take long.
-        # The question is left behind, and an answer given.
-        done, _ = await asyncio.wait({question}, timeout=self._deadline)
-        if not done or question.cancelled():  # by another one, whose patience ended before
-            question.cancel()
-            answer = SchemaState.unreachable(f"no answer within {self._deadline} s")
+        if self._cached is not None and time.monotonic() - self._cached_at < self._max_age:
+            return self._cached
+        query = self._query
+        if query is None:
+            query = self._query = asyncio.create_task(self._run_query())
+        # asyncio.timeout would also wait for the connection to close, which can take long if the
+        # server hangs. Cancel the query in the background instead.
+        done, _ = await asyncio.wait({query}, timeout=self._deadline)
+        if not done or query.cancelled():  # by a caller whose deadline was earlier
+            query.cancel()
+            state = SchemaState.unreachable(f"no answer within {self._deadline} s")
         else:
-            answer = question.result()
-        if self._question is question:
-            self._question = None
-            self._answer, self._answered = answer, time.monotonic()
-        return answer
+            state = query.result()
+        if self._query is query:
+            self._query = None
+            self._cached, self._cached_at = state, time.monotonic()
+        return state
 
-    async def _ask(self) -> SchemaState:
+    async def _run_query(self) -> SchemaState:
         try:
             async with self._engine.connect() as connection:
-                return await self._ask_on(connection)
+                return await self._run_query_on(connection)
         except DBAPIError as error:
             if get_sqlstate(error) == SQLState.UNDEFINED_TABLE:
                 return self._revisions.state((), versioned=False)
@@ -257,7 +262,7 @@ class SchemaReader:
         except (DatabaseUnavailableError, PoolTimeoutError) as error:
             return SchemaState.unreachable(str(error))
 
-    async def _ask_on(self, connection: AsyncConnection) -> SchemaState:
+    async def _run_query_on(self, connection: AsyncConnection) -> SchemaState:
         try:
             row = dict((await connection.execute(_READ_ALL)).mappings().one())
         except DBAPIError as error:
@@ -265,9 +270,9 @@ class SchemaReader:
             if code not in {SQLState.UNDEFINED_TABLE, SQLState.INSUFFICIENT_PRIVILEGE}:
                 raise
             await connection.rollback()
-            if code == SQLState.INSUFFICIENT_PRIVILEGE and not self._said:
-                self._said = True
-                logger.warning("the history of migrations can't be read: %s", error.orig)
+            if code == SQLState.INSUFFICIENT_PRIVILEGE and not self._warned:
+                self._warned = True
+                logger.warning("the migration history can't be read: %s; grant SELECT", error.orig)
             return self._revisions.state(await connection.scalars(_READ_CURRENT))
         state = self._revisions.state(row.pop("current"))
         return replace(state, recorded=Recorded(**row))

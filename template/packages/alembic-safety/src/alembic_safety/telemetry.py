@@ -1,9 +1,9 @@
-"""Spans of OpenTelemetry: the migrations, their revisions and statements.
+"""OpenTelemetry spans of migrations, their revisions and statements.
 
-They are made where the process has a tracer provider; the extra `otel` installs the API. A
-statement belongs to the span that it runs under, and is not traced under none.
+Spans need a tracer provider in the process; the extra `otel` installs the API. A statement is
+traced only inside another span.
 
-No span holds a parameter, a literal or the message of an error: all of them may be personal data.
+Spans contain no parameters, literals or error messages, which may be personal data.
 """
 
 import re
@@ -27,8 +27,8 @@ else:
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-# What is quoted, with $$ too, is replaced. Comments and "names" are matched only so that a quote in
-# them begins nothing.
+# Quoted and $$-quoted literals are replaced. Comments and quoted names are matched so that a quote
+# in them does not start a literal.
 _LITERAL = re.compile(
     r"""
     (?P<kept> --[^\n]* | /\*.*?\*/ | "[^"]*" )
@@ -41,13 +41,13 @@ _LITERAL = re.compile(
 
 
 def is_on() -> bool:
-    """Return whether anything is traced."""
+    """Return whether the process has a tracer provider."""
     return HAS_API and not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
 @contextmanager
 def span(name: str) -> Iterator[None]:
-    """Make a span of the block. An error that leaves it is recorded: its class and its place."""
+    """Trace the block as a span, with the class and stack trace of an error that it raises."""
     if not HAS_API:
         yield
         return
@@ -68,7 +68,7 @@ def add_event(name: str, **attributes: float) -> None:
 
 
 def trace_statements(engine: Engine, *, database: str) -> None:
-    """Make spans of what `engine` does from now on: its connections, its statements."""
+    """Trace the connections and statements of an engine."""
     if is_on():
         spans = _DatabaseSpans(database)
         event.listen(engine, "do_connect", spans.connect, named=True)
@@ -78,7 +78,7 @@ def trace_statements(engine: Engine, *, database: str) -> None:
 
 
 class _DatabaseSpans:
-    """Spans as the conventions want them.
+    """Spans that follow the semantic conventions for PostgreSQL.
 
     https://opentelemetry.io/docs/specs/semconv/db/postgresql/
     """
@@ -94,54 +94,54 @@ class _DatabaseSpans:
         )
 
     def connect(self, *, dialect: Any, cargs: Any, cparams: Any, **_: Any) -> Any:
-        """Connect in SQLAlchemy's place."""
+        """Connect, in place of SQLAlchemy."""
         current = self._start("CONNECT")
         try:
             return dialect.connect(*cargs, **cparams)
         except BaseException as error:
-            _mark_failed(current, error.__cause__ or error)  # the reason why it is unavailable
+            _mark_failed(current, error.__cause__ or error)  # the cause of the unavailability
             raise
         finally:
             current.end()
 
     def begin(self, *, statement: str, context: Any, **_: Any) -> None:
-        """Begin the span of a statement; it stays with SQLAlchemy's context of the execution."""
+        """Begin the span of a statement, and store it in SQLAlchemy's execution context."""
         if context is not None:
             name = _operation(statement)
             known = {"db.query.summary": name, "db.query.text": without_literals(statement)}
             context.span = self._start(name, **known)
 
     def end(self, *, context: Any, **_: Any) -> None:
-        """End it."""
+        """End the span of a statement."""
         getattr(context, "span", trace.INVALID_SPAN).end()
 
     def fail(self, problem: ExceptionContext) -> None:
-        """Mark it as failed, and end it."""
+        """End the span of a failed statement."""
         current: Span = getattr(problem.execution_context, "span", trace.INVALID_SPAN)
-        if current.is_recording():  # and not one that ended well, before its rows were read
+        if current.is_recording():  # false if the statement succeeded and reading its rows failed
             _mark_failed(current, problem.original_exception)
             current.end()
 
 
 def without_literals(statement: str) -> str:
-    """Return a statement with `?` for all that it has in quotes."""
+    """Return a statement with `?` in place of its quoted literals."""
     return _LITERAL.sub(lambda match: match["kept"] or "?", statement)
 
 
 def _operation(statement: str) -> str:
-    """Return a statement's first word, or two of DDL: `SELECT`, `CREATE TABLE`."""
+    """Return the first word of a statement, or the first two of DDL: `SELECT`, `CREATE TABLE`."""
     words = re.findall(r"\w+", statement[:100].upper()) or ["SQL"]
     return " ".join(words[: 2 if words[0] in {"ALTER", "CREATE", "DROP"} else 1])
 
 
 def _mark_failed(current: "Span", error: BaseException) -> None:
-    # Places without their lines: a revision's may hold what is in no trace otherwise.
+    # Omit source lines, because those of a revision may contain literals.
     frames = traceback.StackSummary.extract(
         traceback.walk_tb(error.__traceback__), lookup_lines=False
     )
     places = [f'File "{at.filename}", line {at.lineno}, in {at.name}' for at in frames]
     if isinstance(error, DBAPIError) and error.orig is not None:
-        error = error.orig  # what SQLAlchemy wrapped, which wraps asyncpg's own
+        error = error.orig  # unwrap SQLAlchemy; the cause below unwraps its asyncpg dialect
     sqlstate = getattr(error, "sqlstate", None)
     cause = (sqlstate and error.__cause__) or error
     kind = f"{type(cause).__module__}.{type(cause).__qualname__}".removeprefix("builtins.")

@@ -1,1 +1,1 @@
-"""What autogenerate compares."""
+"""Configuration of autogenerate."""

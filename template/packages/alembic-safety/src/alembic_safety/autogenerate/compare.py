@@ -1,4 +1,4 @@
-"""What `alembic revision --autogenerate` and `alembic check` compare, and what they leave alone."""
+"""Scope of the comparison by `alembic revision --autogenerate` and `alembic check`."""
 
 import logging
 from collections.abc import MutableMapping
@@ -16,8 +16,8 @@ from alembic_safety.database import history
 
 logger = logging.getLogger("alembic.autogenerate")
 
-# Partitions and foreign tables belong to what made them, tables of extensions to their extension.
-_FOREIGN_RELATIONS = text(
+# Partitions, foreign tables and tables of extensions, which models usually do not declare.
+_UNMANAGED_RELATIONS = text(
     """
     SELECT n.nspname, c.relname
     FROM pg_catalog.pg_class c
@@ -49,16 +49,16 @@ _ParentNames = MutableMapping[
 
 
 def comparison_options(connection: Connection, metadata: list[MetaData]) -> dict[str, Any]:
-    """Return the arguments of `context.configure` that say what to compare.
+    """Return the arguments of `context.configure` for a comparison.
 
     Args:
-        connection: the database compared with.
-        metadata: of the models.
+        connection: a connection to the database.
+        metadata: metadata of the models.
     """
     comparison = _Comparison(connection, metadata)
     alembic_postgresql_enum.set_configuration(
         alembic_postgresql_enum.Config(
-            # Its operations are unknown to a type checker, which reads new revisions too.
+            # Type checkers do not know the operations of this plugin in new revisions.
             add_type_ignore=True,
             include_name=lambda name: name not in comparison.extension_types,
         )
@@ -72,7 +72,7 @@ def comparison_options(connection: Connection, metadata: list[MetaData]) -> dict
             directives.clear()
             logger.warning(
                 "no revision written: the models and the database have the same schema "
-                "(EMPTY=1, or plain `alembic revision`, writes an empty one)"
+                "(`alembic revision` without --autogenerate writes an empty one)"
             )
 
     return {
@@ -86,8 +86,8 @@ def comparison_options(connection: Connection, metadata: list[MetaData]) -> dict
 
 
 def _is_written(script: MigrationScript) -> bool:
-    """Return whether the script becomes a file, as for `revision` and not for `check`."""
-    # A program that has a revision written gives it a message; `check` has none.
+    """Return whether the script is written to a file, by `revision` and not by `check`."""
+    # Without a command line, `command.revision` has a message and `command.check` has none.
     written: bool = getattr(context.config.cmd_opts, "autogenerate", script.message is not None)
     return written
 
@@ -100,16 +100,16 @@ class _Comparison:
         self._connection = connection
 
     @cached_property
-    def _foreign(self) -> set[tuple[str, str]]:
-        return {(schema, name) for schema, name in self._connection.execute(_FOREIGN_RELATIONS)}
+    def _unmanaged(self) -> set[tuple[str, str]]:
+        return {(schema, name) for schema, name in self._connection.execute(_UNMANAGED_RELATIONS)}
 
     @cached_property
     def extension_types(self) -> set[str]:
-        """The names of types that extensions brought."""
+        """Names of the types that belong to extensions."""
         return set(self._connection.scalars(_EXTENSION_TYPES))
 
     def includes(self, name: str | None, kind: _NameType, parents: _ParentNames) -> bool:
-        """Return whether what the database has under `name` is compared with the models."""
+        """Return whether to compare an object of the database; Alembic's `include_name` hook."""
         if kind == "schema":
             return name is None or name in self.schemas
         if kind == "table" and name in {history.TABLE, batches.TABLE}:
@@ -117,4 +117,4 @@ class _Comparison:
         if kind != "table" or parents["schema_qualified_table_name"] in self._tables:
             return True
         schema = parents["schema_name"] or self._connection.dialect.default_schema_name
-        return (schema, name) not in self._foreign
+        return (schema, name) not in self._unmanaged

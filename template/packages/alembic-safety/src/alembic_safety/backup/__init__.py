@@ -1,1 +1,1 @@
-"""Backups by pg_dump, and restoring them."""
+"""Backups by pg_dump and restores by pg_restore."""

@@ -1,4 +1,4 @@
-"""A dump read by pg_restore: the SQL of its database, and its content."""
+"""Archives of pg_dump: the SQL of the database itself, and the restore of its content."""
 
 import codecs
 import logging
@@ -17,13 +17,14 @@ from alembic_safety.sql import IDENTIFIER, quote_identifier
 logger = logging.getLogger(__name__)
 
 JOBS = 4
+"""Parallel jobs of pg_restore."""
 CREATE_DATABASE = re.compile(r"^CREATE DATABASE .*?;\n", re.MULTILINE | re.DOTALL)
-# The entries of a dump that are about the database itself; restoring into another leaves them out.
+# Entries of the database itself, which pg_restore ignores when it restores into another database.
 _OF_THE_DATABASE = re.compile(
     r"\d+; \d+ \d+ (?:DATABASE|DATABASE PROPERTIES|(?:ACL|COMMENT|SECURITY LABEL) - DATABASE) "
 )
 _CLIENT_ENCODING = re.compile(rb"^SET client_encoding = '(\w+)';$", re.MULTILINE)
-# Comments, literals and other names are matched, too: what looks like a statement in one is none.
+# Comments, literals and quoted names are matched first, so that no statement is found in them.
 _NAMES_THE_DATABASE = re.compile(
     rf"""
     --[^\n]* | '(?:[^']|'')*'
@@ -39,44 +40,60 @@ _NAMES_THE_DATABASE = re.compile(
 
 
 class Archive:
-    """A dump, and the programs that read it and fit the server."""
+    """An archive of pg_dump, with the client programs for the archive and the server.
+
+    Args:
+        file: the archive.
+        url: a database on the server to restore to.
+        server_major: major version of that server.
+        analyze: whether to run ANALYZE after the restore.
+    """
 
     def __init__(self, file: Path, url: DatabaseURL, server_major: int, *, analyze: bool) -> None:
         self.file = file
         self.analyze = analyze
         self.url = url
         self.server_major = server_major
-        self.program = self._that_reads_it()
-        self.psql = psql_next_to(self.program, url)
+        self.pg_restore = self._find_pg_restore()
+        self.psql = psql_next_to(self.pg_restore, url)
 
-    def script_of_the_database(self, target: str) -> str:
-        """Return the SQL that makes the database itself, under the name `target`."""
-        listed = self._output("--list", "--create").split(b"\n")
-        wanted = [line for line in listed if _OF_THE_DATABASE.match(line.decode(errors="replace"))]
-        with tempfile.NamedTemporaryFile() as chosen:
-            chosen.write(b"\n".join(wanted))
-            chosen.flush()
-            script = self._output("--create", f"--use-list={chosen.name}", "--file=-")
+    def database_script(self, target: str) -> str:
+        """Return the SQL that creates the database `target` and sets its properties."""
+        entries = self._run("--list", "--create").split(b"\n")
+        wanted = [line for line in entries if _OF_THE_DATABASE.match(line.decode(errors="replace"))]
+        with tempfile.NamedTemporaryFile() as use_list:
+            use_list.write(b"\n".join(wanted))
+            use_list.flush()
+            script = self._run("--create", f"--use-list={use_list.name}", "--file=-")
         self.encoding = _python_encoding(script)
-        # No connecting to it, and nothing that an older server does not know.
+        # Stay connected to the maintenance database, and skip settings that older servers lack.
         unwanted = ("\\connect", "SET transaction_timeout")
         lines = script.decode(self.encoding, errors="surrogateescape").split("\n")
         text = "\n".join(line for line in lines if not line.startswith(unwanted))
 
-        def renamed(match: re.Match[str]) -> str:
+        def rename(match: re.Match[str]) -> str:
             return match["statement"] + quote_identifier(target) if match["statement"] else match[0]
 
-        return _NAMES_THE_DATABASE.sub(renamed, text)
+        return _NAMES_THE_DATABASE.sub(rename, text)
 
     def restore_into(self, target: str, script: str, *, owners: bool) -> None:
-        """Fill the database `target`, which is there and empty."""
+        """Restore the content into the empty database `target`.
+
+        Args:
+            target: name of the database.
+            script: the result of `database_script`.
+            owners: whether to restore owners, privileges and the properties of the database.
+
+        Raises:
+            ClientProgramError: pg_restore failed.
+        """
         if owners:
             self._set_properties(CREATE_DATABASE.sub("", script))
-        # A newer pg_restore sets what an older server does not know, and goes on: that error, and
-        # no other, is passed over.
-        newer = major_version(self.program) > self.server_major
+        # A newer pg_restore sets transaction_timeout, which an older server does not have. Ignore
+        # that error only.
+        newer = major_version(self.pg_restore) > self.server_major
         command = [
-            self.program,
+            self.pg_restore,
             "--no-password",
             *([] if newer else ["--exit-on-error"]),
             f"--jobs={JOBS}",
@@ -94,20 +111,20 @@ class Archive:
             if not (newer and errors) or real:
                 raise ClientProgramError("\n".join(real[:3]) or str(error)) from None
         if self.analyze:
-            self._sql(self.url.with_database(target), b"ANALYZE;")
+            self._execute(self.url.with_database(target), b"ANALYZE;")
 
     def _set_properties(self, script: str) -> None:
-        """Set the database's owner, settings, comment and privileges, each if it can be."""
-        said = self._sql(
+        """Set owner, settings, comment and privileges of the database; log the ones that fail."""
+        errors = self._execute(
             maintenance_url(self.url),
             script.encode(self.encoding, errors="surrogateescape"),
             stop=False,
         )
-        if said:
-            logger.warning("not all properties of the database could be set: %s", said)
+        if errors:
+            logger.warning("some properties of the database could not be set: %s", errors)
 
-    def _that_reads_it(self) -> str:
-        """Return the pg_restore of the server's version, or a newer one if that made the dump."""
+    def _find_pg_restore(self) -> str:
+        """Return the oldest pg_restore that can read the archive, from the server's version on."""
         programs = find_clients("pg_restore", self.url, server_major=self.server_major)
         for program in programs[:-1]:
             try:
@@ -117,9 +134,9 @@ class Archive:
             return program
         return programs[-1]
 
-    def _output(self, *arguments: str) -> bytes:
+    def _run(self, *arguments: str) -> bytes:
         done = subprocess.run(
-            [self.program, *arguments, str(self.file)],
+            [self.pg_restore, *arguments, str(self.file)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -128,7 +145,7 @@ class Archive:
             raise ClientProgramError(done.stderr.decode(errors="replace").strip())
         return done.stdout
 
-    def _sql(self, url: DatabaseURL, script: bytes, *, stop: bool = True) -> str:
+    def _execute(self, url: DatabaseURL, script: bytes, *, stop: bool = True) -> str:
         command = [self.psql, "-XAtq", "-w", "-d", url.without_password, "-f", "-"]
         if stop:
             command += ["-v", "ON_ERROR_STOP=1"]
@@ -136,7 +153,7 @@ class Archive:
 
 
 def _python_encoding(script: bytes) -> str:
-    """Return Python's name for the encoding of a dump's script."""
+    """Return Python's name for the client encoding of a script."""
     found = _CLIENT_ENCODING.search(script)
     name = found[1].decode() if found else "UTF8"
     name = name.replace("WIN", "cp").replace("SQL_ASCII", "ascii")
@@ -146,6 +163,6 @@ def _python_encoding(script: bytes) -> str:
         return "utf-8"
 
 
-def log_progress(what: str, seconds: float) -> None:
-    """Log how long a program has been running."""
-    logger.info("%s: after %.0f s", what, seconds)
+def log_progress(action: str, seconds: float) -> None:
+    """Log that an action is still running."""
+    logger.info("%s: after %.0f s", action, seconds)

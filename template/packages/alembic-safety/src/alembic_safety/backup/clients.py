@@ -1,4 +1,4 @@
-"""psql, pg_dump and pg_restore: the installed ones, and which of them fits a server."""
+"""Client programs of PostgreSQL: finding the right version and running it."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import ClientProgramError
 from alembic_safety.wheel import wheel_programs
 
-# Where packages put them beside PATH: Debian and Ubuntu, Red Hat, Homebrew.
+# Folders of packages outside of PATH: Debian and Ubuntu, Red Hat, Homebrew.
 _FOLDERS = (
     "/usr/lib/postgresql/*/bin",
     "/usr/pgsql-*/bin",
@@ -22,23 +22,24 @@ _FOLDERS = (
     "/usr/local/opt/libpq/bin",
 )
 _OTHER_SERVERS = ("PGHOSTADDR", "PGSERVICE", "PGLOADBALANCEHOSTS")
-"""Variables that change which server libpq reaches, and that asyncpg does not read."""
+"""Variables that lead libpq to another server, and that asyncpg ignores."""
 PROGRESS_INTERVAL = 5.0
-"""Seconds between two words on a program that takes long."""
+"""Seconds between two calls of `progress` while a program runs."""
 
 
 def find_client(program: str, url: DatabaseURL | None, *, server_major: int | None = None) -> str:
     """Return the path of `program` (psql, pg_dump, pg_restore) for the server of `url`.
 
     Args:
-        program: its name.
-        url: None where no server is asked. One that wants TLS rules the wheel's programs out.
-        server_major: the server's major version: the program of that version is taken, or else
-            the next newer one, as pg_dump refuses a server newer than itself. By default the
-            newest is taken.
+        program: name of the program.
+        url: the database; None if the program does not connect. The programs of the wheel lack
+            TLS, so a URL that requires TLS excludes them.
+        server_major: major version of the server. The program of that version is preferred, then
+            the next newer one, because pg_dump refuses a server newer than itself. None means the
+            newest program.
 
     Raises:
-        ClientProgramError: there is none, or only older ones.
+        ClientProgramError: the program is not installed, or only in older versions.
     """
     if server_major is None:
         versions = _installed(program, url, server_major)
@@ -47,26 +48,30 @@ def find_client(program: str, url: DatabaseURL | None, *, server_major: int | No
 
 
 def find_clients(program: str, url: DatabaseURL | None, *, server_major: int) -> list[str]:
-    """Return the paths of `program`, of the server's major version and newer, oldest first.
+    """Return the paths of `program` in the server's major version or newer, oldest first.
 
     Raises:
-        ClientProgramError: there is none, or only older ones.
+        ClientProgramError: the program is not installed, or only in older versions.
     """
     versions = _installed(program, url, server_major)
     fitting = [path for path, version in versions.items() if version >= server_major]
     if not fitting:
         raise ClientProgramError(
             f"{program} {max(versions.values())} is older than the server, which is PostgreSQL "
-            f"{server_major}, and can't be used with it; install PostgreSQL {server_major}'s "
-            f"client programs (Debian: postgresql-client-{server_major}, Homebrew: libpq)"
+            f"{server_major}; install the client programs of PostgreSQL {server_major} "
+            f"(Debian: postgresql-client-{server_major}, Homebrew: libpq)"
         )
     return sorted(fitting, key=lambda path: versions[path])
 
 
 def libpq_environment(url: DatabaseURL | None, **variables: str) -> dict[str, str]:
-    """Return the environment of a program that gets `url.without_password` as an argument.
+    """Return the environment of a client program whose argument is `url.without_password`.
 
-    Variables with which libpq would reach another server than the URL names are left out.
+    It has the password in PGPASSWORD, and no variable that leads libpq to another server.
+
+    Args:
+        url: the database; None if the program does not connect.
+        variables: further variables.
     """
     environment = {**os.environ, **variables}
     for name in _OTHER_SERVERS:
@@ -84,53 +89,54 @@ def run_client(
     pass_fds: Sequence[int] = (),
     progress: Callable[[float], None] = lambda _seconds: None,
 ) -> str:
-    """Run a client program to its end; return what it said on standard error.
+    """Run a client program; return its standard error output.
 
     Args:
         command: the program and its arguments, without the password.
-        url: whose password goes into the environment; None where no server is asked.
-        script: what it reads on standard input.
-        pass_fds: file descriptors that it inherits.
-        progress: called every few seconds with the seconds since the start; what it raises ends
-            the program.
+        url: the database whose password is passed in the environment; None if the program does
+            not connect.
+        script: standard input of the program.
+        pass_fds: file descriptors that the program inherits.
+        progress: called every `PROGRESS_INTERVAL` seconds with the seconds since the start. An
+            exception of it terminates the program.
 
     Raises:
-        ClientProgramError: it failed; the message is its own.
+        ClientProgramError: the program failed; the message is its error output.
     """
-    # In memory: what a program says of a full disk is not written to it.
+    # Output goes to pipes, not to a file, because the program may report a full disk.
     process = subprocess.Popen(
         command,
-        env=libpq_environment(url, LC_ALL="C"),  # messages that can be recognised
+        env=libpq_environment(url, LC_ALL="C"),  # messages are matched in English
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         pass_fds=pass_fds,
     )
     started = time.monotonic()
-    given: bytes | None = script
+    remaining: bytes | None = script
     try:
         while True:
             try:
-                _, said = process.communicate(given, timeout=PROGRESS_INTERVAL)
+                _, output = process.communicate(remaining, timeout=PROGRESS_INTERVAL)
                 break
             except subprocess.TimeoutExpired:
-                given = None
+                remaining = None
                 progress(time.monotonic() - started)
     finally:
         if process.poll() is None:
             process.terminate()
             process.wait()
-    message = said.decode(errors="replace").strip()
+    message = output.decode(errors="replace").strip()
     name = Path(command[0]).name
     if process.returncode < 0:
-        raise ClientProgramError(f"{name} was ended by signal {-process.returncode}")
+        raise ClientProgramError(f"{name} was terminated by signal {-process.returncode}")
     if process.returncode > 0:
-        raise ClientProgramError(message or f"{name} ended with {process.returncode}")
+        raise ClientProgramError(message or f"{name} failed with exit code {process.returncode}")
     return message
 
 
 def _installed(program: str, url: DatabaseURL | None, server_major: int | None) -> dict[str, int]:
-    """Return path and major version of what there is: on PATH first, in the wheel last."""
+    """Return paths and major versions: PATH first, then packages, then the wheel."""
     with_tls = url is not None and url.wants_tls
     found = [shutil.which(program)]
     for pattern in _FOLDERS:
@@ -138,19 +144,19 @@ def _installed(program: str, url: DatabaseURL | None, server_major: int | None) 
     if not with_tls and (wheel := wheel_programs()) is not None:
         found.append(shutil.which(wheel / program))
     versions = {path: major_version(path) for path in dict.fromkeys(filter(None, found))}
-    # Debian's wrapper is there without a program to run, too.
+    # Debian installs its wrapper even without a client of any version.
     working = {path: version for path, version in versions.items() if version}
     if not working:
         version = f"-{server_major}" if server_major else ""
         raise ClientProgramError(
-            f"there is no {program} here{' that speaks TLS' if with_tls else ''}; install "
-            f"PostgreSQL's client programs (Debian: postgresql-client{version}, Homebrew: libpq)"
+            f"there is no {program} here{' with TLS' if with_tls else ''}; install the client "
+            f"programs of PostgreSQL (Debian: postgresql-client{version}, Homebrew: libpq)"
         )
     return working
 
 
 def major_version(path: str) -> int:
-    """Return a program's major version; 0 of one that does not run."""
+    """Return the major version of a client program; 0 if it does not run."""
     try:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     except OSError:

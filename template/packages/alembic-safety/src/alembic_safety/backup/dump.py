@@ -1,4 +1,4 @@
-"""Taking a backup: pg_dump's custom format, checked before it gets its name."""
+"""Backups in the custom format of pg_dump, verified before they get their final names."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ _NO_SUCH_SNAPSHOT = re.compile(
 
 
 def kind_before_migrations(project: Project) -> BackupKind:
-    """Return what is backed up before revisions run; by default everything in production."""
+    """Return the kind of backup to take before revisions run."""
     if project.options.backup is not None:
         return project.options.backup
     return BackupKind.FULL if project.target.production else BackupKind.OFF
@@ -48,17 +48,20 @@ def backup_folder(project: Project) -> Path:
 
 
 def take_backup(connection: Connection, project: Project, kind: BackupKind) -> Backup:
-    """Back a database up and return the backup; the oldest beyond `backup_keep` go.
+    """Back up the database of a project; delete its oldest backups beyond `backup_keep`.
 
     Args:
-        connection: one to the database, outside of a transaction. It is asked where the database
-            is, and in a long dump now and then whether it is still there, as what holds the lock
-            of the migrations must not be ended for doing nothing.
-        project: whose database is backed up, by its options.
-        kind: everything, or the schema.
+        connection: a connection to the database, outside of a transaction. The dump uses a snapshot
+            that it exports. Queries during a long dump keep it, and with it the migration lock,
+            from being terminated for idleness.
+        project: the project, for its database and options.
+        kind: full or schema.
+
+    Returns:
+        The new backup.
 
     Raises:
-        BackupError: no program, no rights, no space, or what pg_dump said.
+        BackupError: pg_dump is missing or failed, or the file could not be written.
     """
     url, options = project.target.url, project.options
     revisions = _current_revisions(connection)
@@ -67,7 +70,7 @@ def take_backup(connection: Connection, project: Project, kind: BackupKind) -> B
     folder = backup_folder(project)
     suffix = ".schema.dump" if kind is BackupKind.SCHEMA else ".dump"
     started = time.monotonic()
-    with _failures_named(folder):
+    with _backup_errors(folder):
         pg_dump = find_client("pg_dump", url, server_major=major)
         pg_restore = find_client("pg_restore", url, server_major=major)
         require_same_server(connection, url, pg_dump)
@@ -88,7 +91,7 @@ def take_backup(connection: Connection, project: Project, kind: BackupKind) -> B
                 pg_dump,
                 "--format=custom",
                 "--no-password",
-                # 0 would be without end, as lock_timeout has it; here it is not to wait.
+                # 0 means to wait forever for pg_dump, but not to wait for lock_wait.
                 f"--lock-wait-timeout={max(options.lock_wait, 1)}",
                 f"--file={file}",
                 f"--dbname={url.without_password}",
@@ -96,10 +99,11 @@ def take_backup(connection: Connection, project: Project, kind: BackupKind) -> B
             ]
             with exported_snapshot(connection) as snapshot:
                 command.append(f"--snapshot={snapshot}")
-                # With the descriptor pg_dump keeps the file's lock, should this process be killed.
-                said = run_client(command, url, pass_fds=[descriptor], progress=progress)
-            if said:
-                logger.warning("%s", said)
+                # The inherited descriptor keeps the file locked while pg_dump runs, even if this
+                # process is killed.
+                warnings = run_client(command, url, pass_fds=[descriptor], progress=progress)
+            if warnings:
+                logger.warning("%s", warnings)
             os.fsync(descriptor)
             check_readable(pg_restore, file, progress)
             file.rename(path)
@@ -115,9 +119,9 @@ def take_backup(connection: Connection, project: Project, kind: BackupKind) -> B
         time.monotonic() - started,
     )
     taken = Backup.parse(path)
-    assert taken is not None  # noqa: S101 - the name was made by this module
-    alike = [item for item in backups_of(folder, url.database) if item.kind is kind]
-    for old in [item for item in alike if item != taken][options.backup_keep - 1 :]:
+    assert taken is not None  # noqa: S101 - the name has the format of this module
+    same_kind = [item for item in backups_of(folder, url.database) if item.kind is kind]
+    for old in [item for item in same_kind if item != taken][options.backup_keep - 1 :]:
         old.path.unlink(missing_ok=True)
     return taken
 
@@ -125,7 +129,14 @@ def take_backup(connection: Connection, project: Project, kind: BackupKind) -> B
 def record_backup(
     connection: Connection, backup: Backup, *, seconds: float, code_version: str
 ) -> None:
-    """Record a backup that no migration took, if the database has a history."""
+    """Record a backup that was taken outside of a migration, if the history table exists.
+
+    Args:
+        connection: a connection to the database.
+        backup: the backup.
+        seconds: duration of the backup.
+        code_version: version of the code.
+    """
     event = history.Event(
         revision=backup.revision,
         direction=history.Direction.BACKUP,
@@ -137,18 +148,18 @@ def record_backup(
         if history.exists(connection):
             history.write(connection, event)
         connection.commit()
-    except DBAPIError as error:  # a role, or a replica, that may only read
+    except DBAPIError as error:  # a read-only role or replica
         connection.rollback()
-        logger.warning("the backup was made, but not recorded: %s", describe_error(error))
+        logger.warning("the backup was taken, but could not be recorded: %s", describe_error(error))
 
 
 def check_readable(
     pg_restore: str, file: Path, progress: Callable[[float], None] = lambda _seconds: None
 ) -> None:
-    """Read a dump's table of contents, then all of it.
+    """Verify that pg_restore can read an archive to its end.
 
     Raises:
-        ClientProgramError: it is not whole; the message is pg_restore's.
+        ClientProgramError: the archive is damaged; the message is that of pg_restore.
     """
     run_client([pg_restore, "--list", str(file)], None)
     run_client([pg_restore, f"--file={os.devnull}", str(file)], None, progress=progress)
@@ -161,20 +172,20 @@ def server_major(connection: Connection) -> int:
 
 
 @contextmanager
-def _failures_named(folder: Path) -> Iterator[None]:
+def _backup_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except ClientProgramError as error:
         reason = str(error)
         if "LOCK TABLE" in reason and "timeout" in reason:
-            reason += "\n  a table was locked by another session for longer than lock_wait"
+            reason += "\n  another session locked a table for longer than lock_wait"
         elif _NO_SUCH_SNAPSHOT.search(reason):
             reason += "\n  pg_dump reached another server or database than this process"
     except OSError as error:
         reason = f"{error.filename or folder}: {error.strerror}"
     else:
         return
-    raise BackupError(f"no backup could be made, and nothing was changed: {reason}")
+    raise BackupError(f"the backup failed, and nothing was changed: {reason}")
 
 
 def _current_revisions(connection: Connection) -> list[str]:
@@ -184,7 +195,7 @@ def _current_revisions(connection: Connection) -> list[str]:
 
 
 def _keep_alive(connection: Connection) -> None:
-    """Run a query, so that the server does not end the session for being idle."""
+    """Run a query, so that the server does not terminate the session for idleness."""
     in_transaction = connection.in_transaction()
     connection.exec_driver_sql("SELECT 1")
     if not in_transaction:

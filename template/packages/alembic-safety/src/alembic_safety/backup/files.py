@@ -1,6 +1,7 @@
-"""Files of backups: their names, and how a new one gets its name.
+"""Files of backups: names, lookup, and the reservation of a new name.
 
-A file under a final name is whole: it is written under another one, flushed, and read to its end.
+A backup is written under a temporary name, flushed and verified before it gets its final name, so
+every file with a final name is complete.
 """
 
 import fcntl
@@ -25,33 +26,33 @@ _NAME = re.compile(
 )
 _UNFINISHED = ".partial"
 _LONGEST_HEADS = 60
-"""Characters of the revisions in a name: file systems take 255 bytes."""
+"""Characters of the revisions in a name; file systems limit a name to 255 bytes."""
 
 
 class BackupError(MigrationError):
-    """No backup was taken. The message says why; no file has a final name."""
+    """No backup was taken, and no file has a final name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backup:
-    """A backup's file, and the parts of its name."""
+    """The file of a backup, and the parts of its name."""
 
     path: Path
     database: str
     revision: str
-    """The database's revision: several heads are joined by +, none is `base`."""
+    """Revision of the database: several heads are joined by +; none is `base`."""
     taken_at: datetime
     kind: BackupKind
 
     @classmethod
     def parse(cls, path: Path) -> Self | None:
-        """Return what the name of `path` says; None where it is not a backup's."""
+        """Parse the name of a file; return None if it is not that of a backup."""
         match = _NAME.fullmatch(path.name)
         try:
             taken_at = datetime.strptime(match["time"] if match else "", _TIME).replace(tzinfo=UTC)
         except ValueError:
             return None
-        assert match is not None  # noqa: S101 - an empty text is no time
+        assert match is not None  # noqa: S101 - parsing an empty time raises
         return cls(
             path=path,
             database=unquote(match["database"]),
@@ -72,44 +73,46 @@ def backups_of(folder: Path, database: str) -> list[Backup]:
     return [backup for backup in list_backups(folder) if backup.database == database]
 
 
-def find_backup(folder: Path, given: str, database: str, *, full: bool) -> Backup:
-    """Return the backup named by `given`.
+def find_backup(folder: Path, name: str, database: str, *, full: bool) -> Backup:
+    """Return a backup.
 
     Args:
-        folder: where the backups are.
-        given: a file, the name of one in `folder`, or `latest`.
-        database: whose latest.
-        full: whether the latest has to hold the rows, too.
+        folder: folder of the backups.
+        name: path of a file, name of a file in `folder`, or `latest`.
+        database: database of the latest backup.
+        full: whether `latest` must be a full backup.
 
     Raises:
-        BackupError: there is no such file.
+        BackupError: there is no such backup.
     """
-    if given == "latest":
+    if name == "latest":
         for backup in backups_of(folder, database):
             if backup.kind is BackupKind.FULL or not full:
                 return backup
         kind = "full backup" if full else "backup"
         raise BackupError(f"there is no {kind} of the database {database} in {folder}")
-    for path in (Path(given), folder / given):
+    for path in (Path(name), folder / name):
         if path.is_file():
-            # Any file of pg_dump's custom format will do, whatever it is called.
+            # A file of any name is accepted; pg_restore checks its format.
             moment = datetime.fromtimestamp(path.stat().st_mtime, UTC)
             return Backup.parse(path) or Backup(
                 path=path, database=database, revision="", taken_at=moment, kind=BackupKind.FULL
             )
-    raise BackupError(f"there is no backup {given}; `make backups` lists those in {folder}")
+    raise BackupError(
+        f"there is no backup {name}; `alembic-safety backups` lists those in {folder}"
+    )
 
 
 @contextmanager
 def reserve_file(folder: Path, stem: str, suffix: str) -> Iterator[tuple[int, Path, Path]]:
-    """Make an empty file under a temporary name; yield its descriptor, its path and the final one.
+    """Create an empty file under a temporary name; yield its descriptor, its path, its final path.
 
-    It is locked for as long as this process, or the pg_dump that inherits the descriptor, lives.
+    The file is locked while this process lives, or a pg_dump that inherited the descriptor.
     """
-    for left in folder.glob(f".*{_UNFINISHED}"):
-        _remove_if_abandoned(left)
+    for unfinished in folder.glob(f".*{_UNFINISHED}"):
+        _delete_if_abandoned(unfinished)
     while (descriptor := _reserve(folder, name := _name_now(stem, suffix))) is None:
-        time.sleep(_TICK)  # another backup has the name of this second
+        time.sleep(_TICK)  # another backup reserved the name of this second
     file = folder / f".{name}{_UNFINISHED}"
     try:
         yield descriptor, file, folder / name
@@ -119,14 +122,14 @@ def reserve_file(folder: Path, stem: str, suffix: str) -> Iterator[tuple[int, Pa
 
 
 def _reserve(folder: Path, name: str) -> int | None:
-    """Make and lock the temporary file for `name`; None where the name is taken."""
+    """Create and lock the temporary file of `name`; return None if the name is taken."""
     file = folder / f".{name}{_UNFINISHED}"
     try:
         descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
     except FileExistsError:
         return None
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    # Before it was locked, another backup may have taken it for an abandoned one.
+    # Another backup may have deleted the file as abandoned before it was locked.
     ours = file.exists() and file.stat().st_ino == os.fstat(descriptor).st_ino
     if ours and not (folder / name).exists():
         return descriptor
@@ -136,8 +139,8 @@ def _reserve(folder: Path, name: str) -> int | None:
     return None
 
 
-def _remove_if_abandoned(file: Path) -> None:
-    """Delete what a backup that was killed left; its pg_dump may still be writing."""
+def _delete_if_abandoned(file: Path) -> None:
+    """Delete the file of a killed backup, unless its pg_dump is still writing."""
     with suppress(OSError), file.open("rb") as opened:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         file.unlink()
@@ -148,19 +151,19 @@ def _name_now(stem: str, suffix: str) -> str:
 
 
 def stem(database: str, revisions: Iterable[str]) -> str:
-    """Return the beginning of a backup's name: `<database>_<revision>`."""
-    # No underscore in a revision: the one before it ends the database's name.
+    """Return the name of a backup up to its time: `<database>_<revision>`."""
+    # Revisions have no underscore, because the last one ends the name of the database.
     heads = "+".join(_escape(item).replace("_", "%5F") for item in sorted(revisions)) or "base"
     return f"{_escape(database)}_{heads[:_LONGEST_HEADS]}"
 
 
 def _escape(text: str) -> str:
-    """Replace what no file's name can have, as in URLs."""
+    """Percent-encode characters that are invalid in the name of a file."""
     return re.sub(r"[/%\x00-\x1f\x7f]|^\.", lambda match: f"%{ord(match[0]):02X}", text)
 
 
 def flush_folder(folder: Path) -> None:
-    """Make the new name in `folder` survive a crash of the machine."""
+    """Flush the entries of `folder` to disk, so that a renamed file survives a crash."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -169,7 +172,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def format_size(size: int) -> str:
-    """Return a number of bytes for people: `1.5 MB`."""
+    """Format a number of bytes: `1.5 MB`."""
     amount = float(size)
     for unit in ("B", "kB", "MB", "GB"):
         if amount < 1000:  # noqa: PLR2004

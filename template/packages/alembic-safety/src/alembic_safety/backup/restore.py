@@ -1,7 +1,7 @@
-"""Restoring a backup into a new database, or in the place of the present one.
+"""Restore of a backup into a new database, or in place of the present one.
 
-It is always restored into a new database first. The present one is touched only after that
-succeeded, and is then renamed, not dropped.
+The backup is always restored into a new database first. Only after that succeeded is the present
+database renamed, never dropped.
 """
 
 import asyncio
@@ -45,28 +45,30 @@ _ENCODING = re.compile(r"ENCODING = '\w+'")
 async def restore(
     url: DatabaseURL, backup: Backup, *, into: str | None = None, replace: bool = False
 ) -> str:
-    """Restore a backup; return the name of the database that now has its content.
+    """Restore a backup; return the name of the restored database.
 
     Args:
-        url: the present database, on whose server it is restored.
-        backup: what to restore.
-        into: the new database's name; by default one made of the backup's.
-        replace: put it in the present database's place, which is renamed.
+        url: the present database, on the server to restore to.
+        backup: the backup.
+        into: name of the new database; None derives it from the backup.
+        replace: whether to replace the present database, which is renamed.
 
     Raises:
-        RestoreError: it can't be read, there is no right to make databases, a name is taken, or
-            the present database can't be renamed.
+        RestoreError: the backup can't be read, the role may not create databases, the name is
+            taken, or the present database can't be renamed.
         DatabaseUnavailableError: the server can't be reached.
     """
     if replace and backup.kind is BackupKind.SCHEMA:
         raise RestoreError(
-            f"{backup.path.name} holds the schema alone: in the place of {url.database} it would "
-            "leave no rows. Restore it into a new database: leave CONFIRM out."
+            f"{backup.path.name} has no rows, so it can't replace {url.database}. Restore it into "
+            "a new database: omit the confirmation."
         )
     stamp = datetime.now(UTC) if replace else backup.taken_at
     target = into or stamped_name(backup.database, "restored", stamp)
     if len(target.encode()) > LONGEST_IDENTIFIER:
-        raise RestoreError(f"{target}: longer than the {LONGEST_IDENTIFIER} bytes of a name")
+        raise RestoreError(
+            f"the name {target} is longer than {LONGEST_IDENTIFIER} bytes; choose a shorter one"
+        )
     async with maintenance(url) as server:
         if replace:
             await refuse_while_migrating(server, url.database)
@@ -81,7 +83,7 @@ async def restore(
         except ClientProgramError as error:
             raise RestoreError(
                 f"{backup.path.name} was not restored: {error}\n"
-                f"The database {url.database} is as it was, and no other one was left."
+                f"The database {url.database} was not changed, and no new database was left."
             ) from error
         return await swap(server, url, target) if replace else target
 
@@ -89,53 +91,55 @@ async def restore(
 async def restore_file(
     url: DatabaseURL, file: Path | None, target: str, *, analyze: bool = True
 ) -> None:
-    """Make the database `target` on the server of `url`, out of a dump, or empty.
+    """Create the database `target` from an archive, or empty.
 
     Args:
-        url: a database of the server.
-        file: the dump; None for an empty database.
-        target: the new database's name.
-        analyze: let the server know how many rows there are now.
+        url: a database on the server.
+        file: the archive of pg_dump; None for an empty database.
+        target: name of the new database.
+        analyze: whether to run ANALYZE after the restore.
 
     Raises:
-        ClientProgramError: the dump can't be restored; no database was left.
-        RestoreError: there is one of that name, or no right to make it.
+        ClientProgramError: the archive can't be restored; no database was left.
+        RestoreError: the name is taken, or the role may not create databases.
     """
     async with maintenance(url) as server:
         if file is None:
             await _create(server, "", target)
             return
-        dump = Archive(file, url, await server.run_sync(server_major), analyze=analyze)
-        # Checked before the database is made: no other server has one of that name to be filled.
-        await server.run_sync(require_same_server, maintenance_url(url), dump.program)
-        if not await _fill(server, dump, target, owners=True):
-            await _fill(server, dump, target, owners=False)
+        archive = Archive(file, url, await server.run_sync(server_major), analyze=analyze)
+        # Check first, so that pg_restore never fills a database of that name on another server.
+        await server.run_sync(require_same_server, maintenance_url(url), archive.pg_restore)
+        if not await _create_and_fill(server, archive, target, owners=True):
+            await _create_and_fill(server, archive, target, owners=False)
 
 
-async def _fill(server: AsyncConnection, dump: Archive, target: str, *, owners: bool) -> bool:
-    """Make the database `target` out of a dump; return False where it may do without owners.
+async def _create_and_fill(
+    server: AsyncConnection, archive: Archive, target: str, *, owners: bool
+) -> bool:
+    """Create the database `target` from an archive; return False if that failed with owners.
 
     Raises:
-        ClientProgramError: it can't be made; there is no such database then.
-        RestoreError: there is one already, or no right to make it.
+        ClientProgramError: the archive can't be restored; the database was dropped.
+        RestoreError: the name is taken, or the role may not create databases.
     """
-    script = await asyncio.to_thread(dump.script_of_the_database, target)
+    script = await asyncio.to_thread(archive.database_script, target)
     await _create(server, script, target)
     try:
-        await asyncio.to_thread(dump.restore_into, target, script, owners=owners)
+        await asyncio.to_thread(archive.restore_into, target, script, owners=owners)
     except BaseException as error:
         await server.exec_driver_sql(
             f"DROP DATABASE IF EXISTS {quote_identifier(target)} WITH (FORCE)"
         )
         if not (owners and isinstance(error, ClientProgramError)):
             raise
-        logger.warning("trying without owners and privileges, as they can't be set: %s", error)
+        logger.warning("retrying without owners and privileges, which can't be set: %s", error)
         return False
     return True
 
 
 async def _create(server: AsyncConnection, script: str, target: str) -> None:
-    """Create the database as the dump's script does, in the server's locale if need be."""
+    """Create the database by the archive's script; fall back to the locale of the server."""
     found = CREATE_DATABASE.search(script)
     statement = (
         found[0] if found else f"CREATE DATABASE {quote_identifier(target)} TEMPLATE template0"
@@ -146,15 +150,14 @@ async def _create(server: AsyncConnection, script: str, target: str) -> None:
         state = get_sqlstate(error)
         if state == SQLState.DUPLICATE_DATABASE:
             raise RestoreError(
-                f"there is a database {target} already; name another one (DATABASE=...), or drop it"
+                f"there is a database {target} already; choose another name, or drop that database"
             ) from error
         if state not in _NO_SUCH_LOCALE:
             raise RestoreError(
-                f"no database could be made: {error.orig} (the right to make databases: "
-                "ALTER ROLE ... CREATEDB)"
+                f"no database could be created: {error.orig} (ALTER ROLE ... CREATEDB grants that)"
             ) from error
         logger.warning(
-            "the database gets the server's own locale, so that text may sort differently: %s",
+            "the database gets the default locale of the server, so text may sort differently: %s",
             error.orig,
         )
         encoding = _ENCODING.search(statement)

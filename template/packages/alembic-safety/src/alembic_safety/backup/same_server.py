@@ -1,4 +1,4 @@
-"""Comparison of the server that a connection reaches with the one that client programs reach."""
+"""Check that client programs reach the same server as a connection."""
 
 import os
 import subprocess
@@ -14,8 +14,8 @@ from alembic_safety.errors import ClientProgramError
 
 _MAY_READ_IDENTIFIER = "SELECT has_function_privilege('pg_control_system()', 'EXECUTE')"
 _IDENTIFIER = "SELECT 'system identifier ' || system_identifier FROM pg_control_system()"
-# A standby and a copied data directory have the identifier of their origin, so the time of the
-# start always counts.
+# A standby and a copied data directory share the identifier of their origin, so the start time is
+# compared as well.
 _SERVER = """
     SELECT 'started ' || to_char(pg_postmaster_start_time() AT TIME ZONE 'UTC',
                                  'YYYY-MM-DD HH24:MI:SS.US')
@@ -31,12 +31,12 @@ _NO_TIMEOUTS = """
 def require_same_server(connection: Connection, url: DatabaseURL, program: str) -> None:
     """Check that a client program reaches the server and database of a connection.
 
-    psql is asked in the program's place: the psql in the same folder, with the same URL and
-    environment. A host name, a proxy or a list of hosts may lead two connections to two servers.
+    A host name, a proxy or a list of hosts may lead two connections to different servers. The check
+    runs psql from the folder of the program, with the same URL and environment.
 
     Args:
         connection: a connection to the database of `url`, outside of a transaction.
-        url: the URL that the program gets.
+        url: the URL that is passed to the program.
         program: path of pg_dump or pg_restore.
 
     Raises:
@@ -50,15 +50,15 @@ def require_same_server(connection: Connection, url: DatabaseURL, program: str) 
     if ours != theirs:
         raise ClientProgramError(
             f"{url} leads to two servers: this process is connected to one ({ours}), "
-            f"{Path(program).name} to another ({theirs}); name a single server in the URL"
+            f"{Path(program).name} to another ({theirs}); use a URL of a single server"
         )
 
 
 @contextmanager
 def exported_snapshot(connection: Connection) -> Iterator[str]:
-    """Yield the name of a snapshot; the transaction that exports it stays open, without a timeout.
+    """Export a snapshot and yield its name; its transaction stays open, without timeouts.
 
-    `pg_dump --snapshot` fails on another server and in another database, which don't have it.
+    `pg_dump --snapshot` fails on any other server or database, which does not have the snapshot.
     """
     try:
         connection.exec_driver_sql(_NO_TIMEOUTS)
@@ -68,17 +68,17 @@ def exported_snapshot(connection: Connection) -> Iterator[str]:
 
 
 def psql_next_to(program: str, url: DatabaseURL) -> str:
-    """Return the path of the psql in the folder of a program, or else of the newest psql.
+    """Return the path of psql in the folder of a program, or of the newest psql.
 
     Raises:
-        ClientProgramError: there is none.
+        ClientProgramError: psql is not installed.
     """
     neighbor = Path(program).with_name("psql")
     return str(neighbor) if os.access(neighbor, os.X_OK) else find_client("psql", url)
 
 
 def _ask_psql(url: DatabaseURL, psql: str, queries: list[str]) -> list[str]:
-    """Return the answers to the queries; none to one that fails, but for the last."""
+    """Return one line for each query. Only a failure of the last query raises."""
     command = [psql, "-XAtqw", "-d", url.without_password]
     for query in queries:
         command += ["-c", query]

@@ -1,4 +1,4 @@
-"""Replacing the present database by a restored one: two renames in one transaction."""
+"""Replacement of the present database with a restored one, by two renames in one transaction."""
 
 import asyncio
 import logging
@@ -28,11 +28,17 @@ _TERMINATE = text(
 
 
 class RestoreError(MigrationError):
-    """The backup was not restored. The message says why; the present database is as it was."""
+    """The backup was not restored. The present database was not changed."""
 
 
 async def swap(server: AsyncConnection, url: DatabaseURL, restored: str) -> str:
-    """Put `restored` in the place of the present database; return the name that it then has."""
+    """Replace the database of `url` with the database `restored`; return the final name.
+
+    The present database is renamed to `<name>_before_restore_<time>`.
+
+    Raises:
+        RestoreError: a migration runs, or the present database could not be renamed.
+    """
     present = url.database
     rename = f"ALTER DATABASE {quote_identifier(restored)} RENAME TO {quote_identifier(present)}"
     if not await server.scalar(_EXISTS, {"name": present}):
@@ -40,10 +46,10 @@ async def swap(server: AsyncConnection, url: DatabaseURL, restored: str) -> str:
         return present
     kept = stamped_name(present, "before_restore", datetime.now(UTC))
     try:
-        # While it waits for the database's sessions to end, the renaming keeps new ones out. What
-        # is not committed, the server takes back, whatever happens to this process.
+        # The rename blocks new sessions while it waits for the present ones to end. If this process
+        # dies, the server rolls back.
         await server.exec_driver_sql("BEGIN")
-        async with _sessions_ended(url):
+        async with _terminating_sessions(url):
             await server.exec_driver_sql(
                 f"ALTER DATABASE {quote_identifier(present)} RENAME TO {quote_identifier(kept)}"
             )
@@ -52,47 +58,53 @@ async def swap(server: AsyncConnection, url: DatabaseURL, restored: str) -> str:
     except (DBAPIError, RestoreError) as error:
         reason = f"{error.orig}" if isinstance(error, DBAPIError) else str(error)
         if get_sqlstate(error) == SQLState.OBJECT_IN_USE:
-            reason += "; stop what uses it"
+            reason += "; stop the programs that use the database, and run this command again"
         raise RestoreError(
-            f"the database {present} could not be replaced, and is as it was; the backup is in "
+            f"the database {present} could not be replaced, and was not changed; the backup is in "
             f"the database {restored}: {reason}"
         ) from error
-    logger.info("what was the database %s is now %s; drop it when you are sure", present, kept)
+    logger.info(
+        "the replaced database %s is now named %s; drop it when you no longer need it",
+        present,
+        kept,
+    )
     return present
 
 
 @asynccontextmanager
-async def _sessions_ended(url: DatabaseURL) -> AsyncIterator[None]:
-    """Meanwhile, end the sessions on the database of `url`, unless it is being migrated."""
+async def _terminating_sessions(url: DatabaseURL) -> AsyncIterator[None]:
+    """Terminate sessions on the database of `url` during the block, unless a migration runs."""
 
-    async def end() -> None:
+    async def terminate() -> None:
         async with maintenance(url) as other:
-            await asyncio.sleep(_TICK)  # let the renaming close the door first
+            await asyncio.sleep(_TICK)  # until the rename blocks new sessions
             await refuse_while_migrating(other, url.database)
             while True:
                 await other.execute(_TERMINATE, {"name": url.database})
                 await asyncio.sleep(_TICK)
 
-    ending = asyncio.create_task(end())
+    task = asyncio.create_task(terminate())
     try:
         yield
     except DBAPIError:
-        if ending.done() and (error := ending.exception()) is not None:
+        if task.done() and (error := task.exception()) is not None:
             raise error from None
         raise
     finally:
-        ending.cancel()
+        task.cancel()
         with suppress(asyncio.CancelledError, DatabaseUnavailableError, DBAPIError, RestoreError):
-            await ending
+            await task
 
 
 async def refuse_while_migrating(server: AsyncConnection, database: str) -> None:
     """Raise `RestoreError` while a migration of the database runs."""
     if (holder := await server.run_sync(lock_holder, database=database)) is not None:
-        raise RestoreError(f"{holder} is migrating the database {database}; wait until it ends")
+        raise RestoreError(
+            f"{holder} is migrating the database {database}; wait until that session ends"
+        )
 
 
-def stamped_name(database: str, what: str, moment: datetime) -> str:
-    """Return `<database>_<what>_<time>`, the database's name cut where that is too long."""
-    tail = f"_{what}_{moment:%Y%m%d_%H%M%S}"
+def stamped_name(database: str, label: str, moment: datetime) -> str:
+    """Return `<database>_<label>_<time>`, with the database truncated to fit an identifier."""
+    tail = f"_{label}_{moment:%Y%m%d_%H%M%S}"
     return database.encode()[: LONGEST_IDENTIFIER - len(tail)].decode(errors="ignore") + tail

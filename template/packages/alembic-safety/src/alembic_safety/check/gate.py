@@ -135,8 +135,8 @@ class _Gate:
                 problems.append(f"{' and '.join(same)}: the same revision id")
         if len(heads) > 1:
             problems.append(
-                f"{len(heads)} heads: {', '.join(heads)}; `make migrate-rebase` makes a new one "
-                "follow the other; `uv run alembic merge heads -m Merge` joins released ones"
+                f"{len(heads)} heads: {', '.join(heads)}; `alembic-safety rebase` moves a new one "
+                "after the other; `alembic merge heads -m Merge` joins released ones"
             )
         return ", ".join(heads) or "no revisions yet", problems
 
@@ -174,7 +174,7 @@ class _Gate:
         good = heads | {file.revision for file in new}
         problems = [
             f"{file.path}: follows {', '.join(file.parents) or 'nothing'}, but {branch.name} is at "
-            f"{', '.join(sorted(heads))}; `make migrate-rebase` fixes it"
+            f"{', '.join(sorted(heads))}; `alembic-safety rebase` fixes it"
             for file in new
             if heads and not good & set(file.parents)
         ]

@@ -1,1 +1,1 @@
-"""The commands of the program. Each prints its result and returns an exit code."""
+"""Commands of the program. Each prints its result and returns an exit code."""

@@ -25,20 +25,27 @@ from alembic_safety.options import BackupKind
 from alembic_safety.project import Project
 from alembic_safety.state import Revisions, State
 
-AS_SET, PENDING = "auto", "pending"
-"""The kind that the options set; the same, and only if revisions are pending."""
+AUTO = "auto"
+"""The kind that the options set."""
+PENDING = "pending"
+"""As `AUTO`, but only if revisions are pending."""
 
 
 def back_up(project: Project, given: str) -> int:
-    """Take a backup of a kind, and print its path."""
+    """Take a backup and print its path.
+
+    Args:
+        project: the project.
+        given: a `BackupKind`, `AUTO` or `PENDING`.
+    """
     target = project.target
-    as_set = given in {AS_SET, PENDING}
-    kind = kind_before_migrations(project) if as_set else BackupKind(given)
+    automatic = given in {AUTO, PENDING}
+    kind = kind_before_migrations(project) if automatic else BackupKind(given)
     if kind is BackupKind.OFF:
-        print("No backup: it is switched off (option backup).", file=sys.stderr)
+        print("No backup: the option backup is off.", file=sys.stderr)
         return 0
     if given == PENDING and _is_at_head(project):
-        print("No backup: nothing is pending.", file=sys.stderr)
+        print("No backup: no revision is pending.", file=sys.stderr)
         return 0
 
     def take_and_record(connection: Connection) -> Backup:
@@ -57,7 +64,7 @@ def back_up(project: Project, given: str) -> int:
 
 
 def print_backups(project: Project) -> int:
-    """Print the backups, each read to its end; fail if one is broken."""
+    """Verify and print each backup; return 1 if one is broken."""
     folder = backup_folder(project)
     backups = list_backups(folder)
     if not backups:
@@ -81,7 +88,7 @@ def print_backups(project: Project) -> int:
 
 
 def print_backup_path(project: Project, given: str) -> int:
-    """Print the path of a backup, or of their folder."""
+    """Print the path of a backup; print the folder if `given` is empty."""
     folder = backup_folder(project)
     database = project.target.url.database
     found = find_backup(folder, given, database, full=False).path.resolve() if given else folder
@@ -90,7 +97,7 @@ def print_backup_path(project: Project, given: str) -> int:
 
 
 def restore(project: Project, given: argparse.Namespace) -> int:
-    """Restore a backup into a new database, or over the present one."""
+    """Restore a backup into a new database, or in place of the present one."""
     url = project.target.url
     if given.confirm and given.confirm != url.database:
         raise NotConfirmedError(
@@ -99,8 +106,7 @@ def restore(project: Project, given: argparse.Namespace) -> int:
         )
     if given.confirm and given.into:
         raise RestoreError(
-            "CONFIRM puts the backup in the present database's place, DATABASE names a new one; "
-            "give one of them"
+            "--confirm replaces the present database, --into names a new one; use one of them"
         )
     folder = backup_folder(project)
     replace = bool(given.confirm)
@@ -111,7 +117,7 @@ def restore(project: Project, given: argparse.Namespace) -> int:
         return await restore_database(url, backup, into=given.into or None, replace=replace)
 
     name = asyncio.run(run())
-    print(f"The backup is restored in the database {name}.")
+    print(f"The backup was restored into the database {name}.")
     return 0
 
 

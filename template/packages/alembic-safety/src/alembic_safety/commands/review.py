@@ -1,4 +1,4 @@
-"""Commands that review revisions before they are merged or applied."""
+"""Commands that review revisions before a merge or an upgrade."""
 
 import argparse
 import asyncio
@@ -19,11 +19,11 @@ from alembic_safety.source.rebase import rebase as rebase_revisions
 
 T = TypeVar("T")
 UNSAFE = 3
-"""Exit code of `plan` if something is unsafe."""
+"""Exit code of `plan` if a revision is unsafe."""
 
 
-async def _ended_in_order(work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`; Ctrl-C and SIGTERM, however often they come, let it clean up and end."""
+async def _run_with_cleanup(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`; the first Ctrl-C or SIGTERM cancels it, and later ones are ignored."""
     loop, task = asyncio.get_running_loop(), asyncio.create_task(work)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, lambda: task.cancelling() or task.cancel())
@@ -34,8 +34,11 @@ async def _ended_in_order(work: Coroutine[Any, Any, T]) -> T:
 
 
 def plan(project: Project, given: argparse.Namespace) -> int:
-    """Print the plan of the pending revisions."""
-    # What Alembic says of the copy would stand between the lines of the plan.
+    """Print the plan of the pending revisions.
+
+    Return 1 if a revision fails, `UNSAFE` if one is unsafe.
+    """
+    # Alembic logs the upgrades of the scratch copy.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     options = PlanOptions(
         start=given.start,
@@ -45,20 +48,20 @@ def plan(project: Project, given: argparse.Namespace) -> int:
         base=given.base,
     )
     planning = make_plan(project, options)
-    # What revisions print does not stand in the plan, which a program may read.
+    # Keep output of revisions out of the plan, which a program may parse.
     with redirect_stdout(sys.stderr):
-        made = asyncio.run(_ended_in_order(planning))
+        result = asyncio.run(_run_with_cleanup(planning))
     # https://no-color.org
     color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    print(render(made, Format(given.format), color=color))
-    if any(item.rehearsed.error for item in made.revisions):
+    print(render(result, Format(given.format), color=color))
+    if any(item.rehearsed.error for item in result.revisions):
         return 1
-    return 0 if made.safe or given.allow_unsafe else UNSAFE
+    return 0 if result.safe or given.allow_unsafe else UNSAFE
 
 
 def check(project: Project, base: str) -> int:
-    """Print the result of each check of the gate."""
-    # What Alembic says of each of its steps would stand between the lines.
+    """Print the result of each check of the gate; return 1 if one failed."""
+    # Alembic logs the steps of the checks.
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
     async def run() -> int:
@@ -70,11 +73,11 @@ def check(project: Project, base: str) -> int:
                 print(textwrap.indent(problem, " " * 6), flush=True)
         return failed
 
-    return 1 if asyncio.run(_ended_in_order(run())) else 0
+    return 1 if asyncio.run(_run_with_cleanup(run())) else 0
 
 
 def rebase(project: Project, base: str) -> int:
-    """Make the new revisions follow those of the base."""
+    """Move the new revisions after those of the base branch."""
     for line in rebase_revisions(project, base):
         print(line)
     return 0

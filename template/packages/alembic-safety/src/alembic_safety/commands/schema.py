@@ -1,4 +1,4 @@
-"""Commands on the schema's state and history."""
+"""Commands on the state and the history of the schema."""
 
 import asyncio
 import sys
@@ -21,7 +21,7 @@ def read_state(project: Project, revisions: Revisions) -> SchemaState:
 
 
 def print_status(project: Project) -> int:
-    """Print the current revision, the head and each pending revision."""
+    """Print the current revision, the head and each pending revision; return 1 if unreachable."""
     url = project.target.url
     revisions = Revisions.load(project.make_config())
     state = read_state(project, revisions)
@@ -29,26 +29,26 @@ def print_status(project: Project) -> int:
         print(state.reason, file=sys.stderr)
         return 1
 
-    def named(ids: tuple[str, ...]) -> str:
+    def label(ids: tuple[str, ...]) -> str:
         known = set(ids) if state.state is not State.AHEAD else set()
         names = [f"{item} ({revisions[item].message})" if item in known else item for item in ids]
         return ", ".join(names) or "none"
 
     print(f"database: {url.database}")
-    print(f"current:  {named(state.current)}")
+    print(f"current:  {label(state.current)}")
     print(f"head:     {', '.join(f'{i} ({revisions[i].message})' for i in state.heads) or 'none'}")
     for revision in state.pending:
         print(f"pending:  {revision.id}  {revision.date}  {revision.message}")
-    hint = "; run `make migrate-up`" if state.pending else ""
+    hint = "; run `alembic upgrade head`" if state.pending else ""
     if len(state.heads) > 1:
-        hint = "; there are several heads: `uv run alembic merge heads -m Merge` joins them"
+        hint = "; there are several heads, so run `alembic merge heads -m Merge`"
     sentence = state.describe()
     print(f"{sentence[0].upper()}{sentence[1:]}{hint}.")
     return 0
 
 
 def print_history(project: Project) -> int:
-    """Print what was applied, reverted, backed up and rolled out, and when."""
+    """Print the rows of the history, and the revisions that were applied before it began."""
     url = project.target.url
     revisions = Revisions.load(project.make_config())
 
@@ -74,20 +74,28 @@ def print_history(project: Project) -> int:
     }
     for revision in state.current:
         if revision not in recorded:
-            print(f"{revision}: applied before the record began; when, and by whom, is not known")
+            print(f"{revision}: applied before the history began; time and user are unknown")
     if not entries and not state.current:
-        print(f"Nothing was ever applied to the database {url.database}.")
+        print(f"No revision was ever applied to the database {url.database}.")
     return 0
 
 
 def reset(project: Project, confirmation: str) -> int:
-    """Downgrade to base, once the database's name is confirmed."""
+    """Downgrade to base, after confirmation.
+
+    Args:
+        project: the project.
+        confirmation: the name of the database; an empty string prompts for it.
+
+    Raises:
+        NotConfirmedError: the name is missing or another one.
+    """
     database = project.target.url.database
     confirm(
         database,
         f"reset deletes all data of the database {database}",
         confirmation,
-        how=f"make migrate-reset CONFIRM={database}",
+        how=f"run `alembic-safety reset --confirm={database}`",
     )
     command.downgrade(project.make_config(confirm=database), "base")
     print(f"The database {database} is at base: no revision is applied.")
@@ -95,7 +103,7 @@ def reset(project: Project, confirmation: str) -> int:
 
 
 def record_rollout(project: Project, version: str) -> int:
-    """Record that the code `version` runs now."""
+    """Record the rollout of a code version, if the history table exists."""
     state = read_state(project, Revisions.load(project.make_config()))
     event = history.Event(
         revision="+".join(state.current), direction=history.Direction.ROLLOUT, code_version=version

@@ -1,1 +1,1 @@
-"""Connections to PostgreSQL, and what every session on it shares: lock, history, statements."""
+"""PostgreSQL connections, the migration lock, the migration history and statement hooks."""

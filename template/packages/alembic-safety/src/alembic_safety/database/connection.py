@@ -1,4 +1,4 @@
-"""Connections through asyncpg, by which migrations and their commands reach PostgreSQL."""
+"""asyncpg connections and engines for migrations and commands."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -13,22 +13,25 @@ from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import DatabaseUnavailableError
 
 CLOSE_TIMEOUT = 0.5
-"""Seconds that closing a connection may take, and cancelling what runs on it."""
+"""Seconds to wait for a connection to close, including the cancellation of a running query."""
 CONNECT_TIMEOUT = 10.0
-"""Seconds; `connect_timeout` in the URL goes first."""
+"""Seconds; `connect_timeout` in the URL takes precedence."""
 
-# asyncpg then sends an unnamed statement along with each execution.
 UNNAMED_STATEMENTS = {
     "prepared_statement_cache_size": 0,
     "prepared_statement_name_func": str,
 }
+"""Arguments of SQLAlchemy's asyncpg dialect that prepare each statement without a name.
+
+https://docs.sqlalchemy.org/en/latest/dialects/postgresql.html#prepared-statement-name-with-pgbouncer
+"""
 
 
 class Connection(asyncpg.Connection):
-    """A connection that is closed in time, also where the server hangs."""
+    """Connection that closes within `CLOSE_TIMEOUT`, even if the server hangs."""
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
-        """Close the connection; drop one that can't be closed in order."""
+        """Close the connection; abort it after the timeout."""
         limit = CLOSE_TIMEOUT if timeout is None else min(timeout, CLOSE_TIMEOUT)
         with suppress(TimeoutError):
             await super().close(timeout=limit)
@@ -39,12 +42,12 @@ def make_connector(
 ) -> Callable[..., Awaitable["asyncpg.Connection[asyncpg.Record]"]]:
     """Return a function that connects to `url`, for SQLAlchemy's `async_creator_fn`.
 
+    The function raises `DatabaseUnavailableError` for every failure to connect.
+
     Args:
-        url: where to connect to.
+        url: the database.
         server_settings: run-time parameters of the session; a rollback does not undo them.
         arguments: further arguments of `asyncpg.connect`.
-
-    The function raises `DatabaseUnavailableError`, whatever the cause.
     """
     merged: dict[str, Any] = {"timeout": CONNECT_TIMEOUT, **url.asyncpg_arguments()}
     merged |= {"connection_class": Connection, **arguments}
@@ -65,20 +68,20 @@ def make_connector(
 def create_engine(
     url: DatabaseURL, *, server_settings: Mapping[str, str] | None = None, **options: Any
 ) -> AsyncEngine:
-    """Return an engine without a pool; nothing connects before its first use.
+    """Return an engine without a pool. It connects on first use.
 
-    Statements are prepared without a name: a pooler may not know it, and PostgreSQL refuses a
-    statement that was prepared before its table changed.
+    Statements are prepared without a name, because a pooler may route a named one to a connection
+    that does not have it, and PostgreSQL rejects one that was prepared before its table changed.
 
     Args:
-        url: where to connect to.
+        url: the database.
         server_settings: run-time parameters of each session.
         options: further arguments of `sqlalchemy.ext.asyncio.create_async_engine`.
     """
     connect = make_connector(url, server_settings=server_settings or {}, statement_cache_size=0)
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        # Not async_creator: with it, SQLAlchemy drops the dialect's arguments.
+        # async_creator would drop the arguments of the dialect.
         connect_args={"async_creator_fn": connect, **UNNAMED_STATEMENTS},
         poolclass=NullPool,
         **options,

@@ -1,7 +1,7 @@
-"""The history of migrations: a table with a row for each revision, backup, failure and roll-out.
+"""Migration history: a table with one row per revision, backup, failure and rollout.
 
-The row of a revision is written in the revision's transaction. No revision makes the table, and
-autogenerate ignores it.
+The row of a revision is committed in the transaction of that revision. The library creates the
+table on first use, and autogenerate ignores it.
 """
 
 import getpass
@@ -36,7 +36,7 @@ _CREATE = f"""
         error text
     )
 """
-# Missing in a table that release 1.0 made.
+# Tables created by release 1.0 do not have this column.
 _ADD_ERROR = f"ALTER TABLE {TABLE} ADD COLUMN error text"
 _COLUMNS = text(
     "SELECT to_regclass(:table) IS NOT NULL AS there, EXISTS (SELECT FROM pg_attribute"
@@ -47,7 +47,7 @@ _INSERT = text(
     " (revision, direction, started_at, duration, who, host, code_version, backup, error)"
     " VALUES (:revision, :direction, clock_timestamp() - make_interval(secs => :seconds),"
     " make_interval(secs => :seconds), :who, :host, :code_version, :backup, :error)"
-    # Saves the runner a round trip: it compares them with those it has set.
+    # Saves a round trip: the runner checks whether the revision changed its timeouts.
     " RETURNING current_setting('lock_timeout'), current_setting('statement_timeout')"
 )
 _SELECT = text(
@@ -58,65 +58,65 @@ _SELECT = text(
 
 
 class Direction(StrEnum):
-    """Kind of a row."""
+    """Kind of a history row."""
 
     UPGRADE = "upgrade"
     DOWNGRADE = "downgrade"
     STAMP = "stamp"
     BACKUP = "backup"
     ROLLOUT = "rollout"
-    """The code began to run; nothing was migrated."""
+    """A code version was deployed; no revision ran."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """A revision that was applied, reverted, stamped or failed; a backup; a roll-out."""
+    """A revision that was applied, reverted, stamped or that failed; a backup; or a rollout."""
 
     revision: str
-    """Of a backup or a roll-out: the revision that the database was at."""
+    """For a backup or a rollout, the revision of the database at that time."""
     direction: Direction
     code_version: str
     seconds: float = 0.0
     backup: str | None = None
     error: str | None = None
-    """The cause of a failure; None if there was none."""
+    """Cause of the failure; None on success."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry(Event):
-    """A row of the history."""
+    """A stored row of the history."""
 
     started_at: datetime
     who: str
     host: str
 
 
-def write(connection: Connection, written: Event) -> None:
+def write(connection: Connection, event: Event) -> None:
     """Write a row in the open transaction; create the table if it is missing."""
-    History(connection).write(written)
+    History(connection).write(event)
 
 
 class History:
-    """The history as a run of many revisions writes it: the table is checked once."""
+    """Writer of many rows that checks the table only once."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.is_ready = False
-        """Whether the table exists, committed, with all of its columns."""
+        """True once the table is committed with all of its columns."""
 
     def watched(self) -> AbstractContextManager[None]:
-        """Watch the connection's statements: one that names the table may alter or drop it."""
+        """Check the table again after a statement that names it, which may alter or drop it."""
         return watched_statements(self._connection, self._before)
 
-    def write(self, written: Event) -> tuple[str, str]:
-        """Write a row in the open transaction; return its lock and statement timeout."""
+    def write(self, event: Event) -> tuple[str, str]:
+        """Write a row in the open transaction; return the session's lock and statement timeouts."""
         if not self.is_ready:
             table = self._connection.execute(_COLUMNS, {"table": TABLE}).one()
             if not table.there:
                 self._connection.execute(text(_CREATE))
             elif not table.with_error:
                 self._connection.execute(text(_ADD_ERROR))
-        values = {**asdict(written), "who": _who(), "host": socket.gethostname()}
+        values = {**asdict(event), "who": _who(), "host": socket.gethostname()}
         lock_timeout, statement_timeout = self._connection.execute(_INSERT, values).one()
         return lock_timeout, statement_timeout
 
@@ -126,7 +126,7 @@ class History:
 
 
 def read(connection: Connection) -> list[Entry]:
-    """Return all rows, oldest first; none where there is no table."""
+    """Return all rows, oldest first; an empty list if the table does not exist."""
     try:
         rows = connection.execute(_SELECT).mappings().all()
     except DBAPIError as error:
@@ -141,13 +141,13 @@ def read(connection: Connection) -> list[Entry]:
 
 
 def last_rollout(connection: Connection) -> str:
-    """Return the code version that was rolled out last; empty if unknown."""
+    """Return the code version of the last rollout; an empty string if none is recorded."""
     rollouts = [item for item in read(connection) if item.direction is Direction.ROLLOUT]
     return rollouts[-1].code_version if rollouts else ""
 
 
 def exists(connection: Connection) -> bool:
-    """Return whether the database has the table."""
+    """Return whether the history table exists."""
     return bool(connection.execute(_COLUMNS, {"table": TABLE}).one().there)
 
 
@@ -155,5 +155,5 @@ def exists(connection: Connection) -> bool:
 def _who() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
+    except (KeyError, OSError):  # the user of a container may have no name
         return str(os.getuid())

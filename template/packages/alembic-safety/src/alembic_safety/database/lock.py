@@ -1,7 +1,8 @@
-"""One runner at a time: a session advisory lock, polled on the migration's own connection.
+"""Migration lock: a session-level advisory lock that lets one runner migrate at a time.
 
-Polled, never waited for: a session that waits inside `pg_advisory_lock` holds a snapshot, and
-CREATE INDEX CONCURRENTLY of the lock's holder waits for that snapshot: a deadlock.
+The lock is polled. A blocking `pg_advisory_lock` holds a snapshot while it waits, and CREATE INDEX
+CONCURRENTLY of the lock holder waits for that snapshot, so the two sessions would deadlock.
+https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
 """
 
 import hashlib
@@ -20,11 +21,11 @@ logger = logging.getLogger(__name__)
 
 VERSION_TABLE = "alembic_version"
 POLL_INTERVAL = 0.2
-"""Seconds between two tries, give or take a half."""
+"""Mean seconds between two attempts; each pause is between half and one and a half times this."""
 
 _TRY = text("SELECT pg_try_advisory_lock(:key)")
 _UNLOCK = text("SELECT pg_advisory_unlock(:key)")
-# A bigint key stands in pg_locks as two halves: classid and objid, with objsubid 1.
+# pg_locks splits a bigint key into classid (high half) and objid (low half), with objsubid 1.
 _HOLDER = text(
     """
     SELECT a.pid, coalesce(nullif(a.application_name, ''), 'unnamed') AS application,
@@ -38,7 +39,7 @@ _HOLDER = text(
 
 
 class MigrationLockError(MigrationError):
-    """Another runner holds the lock for longer than this one waits."""
+    """Another runner held the lock for longer than `lock_wait`."""
 
 
 def lock_key(database: str, version_table: str) -> int:
@@ -50,7 +51,13 @@ def lock_key(database: str, version_table: str) -> int:
 def lock_holder(
     connection: Connection, *, database: str, version_table: str = VERSION_TABLE
 ) -> str | None:
-    """Return in words who migrates `database` of the connection's server; None if nobody does."""
+    """Describe the session that is migrating `database`; return None if there is none.
+
+    Args:
+        connection: a connection to any database of the same server.
+        database: name of the database.
+        version_table: name of Alembic's version table.
+    """
     parameters = {"key": lock_key(database, version_table), "database": database}
     row = connection.execute(_HOLDER, parameters).first()
     return f"pid {row.pid} ({row.application}, since {row.since})" if row else None
@@ -58,46 +65,47 @@ def lock_holder(
 
 @contextmanager
 def migration_lock(connection: Connection, *, version_table: str, wait: int) -> Iterator[None]:
-    """Hold the lock of this database's migrations.
+    """Hold the migration lock of the connection's database.
 
     Args:
-        connection: what the migrations run on; the lock is its session's.
-        version_table: the name of Alembic's table.
+        connection: the connection of the migrations; the lock belongs to its session.
+        version_table: name of Alembic's version table.
         wait: milliseconds to wait for another runner.
 
     Raises:
-        MigrationLockError: another runner still holds it after `wait`.
+        MigrationLockError: another runner still holds the lock after `wait`.
     """
-    caller_s_transaction = connection.in_transaction()
+    in_caller_transaction = connection.in_transaction()
 
-    def finish() -> None:
-        # Alembic takes an open transaction for its caller's, and would not commit anything.
-        if not caller_s_transaction:
+    def end_transaction() -> None:
+        # Alembic treats an open transaction as its caller's, and would commit nothing.
+        if not in_caller_transaction:
             connection.commit()
 
     database = str(connection.scalar(text("SELECT current_database()")))
     parameters = {"key": lock_key(database, version_table)}
     deadline = time.monotonic() + wait / 1000
-    said = ""
+    logged = ""
     while not connection.scalar(_TRY, parameters):
         holder = lock_holder(connection, database=database, version_table=version_table)
         holder = holder or "a session"
-        finish()
+        end_transaction()
         if time.monotonic() >= deadline:
             raise MigrationLockError(
                 f"{holder} is migrating this database, and did not end within {wait / 1000:g} s. "
-                "Nothing was changed. Run this again when it has ended; lock_wait is the option."
+                "Nothing was changed. Run this command again when that session has ended, or "
+                "wait for longer with the option lock_wait."
             )
-        if holder != said:
+        if holder != logged:
             logger.warning("waiting for %s, which is migrating this database", holder)
-            said = holder
+            logged = holder
         time.sleep(POLL_INTERVAL * random.uniform(0.5, 1.5))  # noqa: S311
-    finish()
+    end_transaction()
     try:
         yield
     finally:
-        # A session that is gone has given the lock back already, and SQLAlchemy would connect anew.
+        # A lost session has released its lock, and SQLAlchemy would reconnect to unlock it.
         if not connection.invalidated:
             with suppress(DBAPIError):
                 connection.execute(_UNLOCK, parameters)
-                finish()
+                end_transaction()

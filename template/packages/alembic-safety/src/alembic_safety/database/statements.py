@@ -1,4 +1,4 @@
-"""Hooks on the statements of one connection."""
+"""Hooks on the statements of a connection."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,22 +8,25 @@ from sqlalchemy import Connection, event
 
 
 @contextmanager
-def watched_statements(connection: Connection, look: Callable[..., None]) -> Iterator[None]:
-    """Call `look` before each statement, as SQLAlchemy's `before_cursor_execute` is called."""
-    event.listen(connection, "before_cursor_execute", look)
+def watched_statements(connection: Connection, before: Callable[..., None]) -> Iterator[None]:
+    """Call `before` before each statement, with the arguments of `before_cursor_execute`.
+
+    https://docs.sqlalchemy.org/en/latest/core/events.html#sqlalchemy.events.ConnectionEvents.before_cursor_execute
+    """
+    event.listen(connection, "before_cursor_execute", before)
     try:
         yield
     finally:
-        event.remove(connection, "before_cursor_execute", look)
+        event.remove(connection, "before_cursor_execute", before)
 
 
 @contextmanager
 def rewritten_statements(
     connection: Connection, rewrite: Callable[[str], str | None]
 ) -> Iterator[None]:
-    """Replace each statement by what `rewrite` returns for it; None keeps the statement.
+    """Replace each statement with the result of `rewrite`; None keeps the statement.
 
-    Statements that `rewrite` executes itself are passed through.
+    Statements that `rewrite` itself executes are not rewritten.
     """
     rewriting = False
 

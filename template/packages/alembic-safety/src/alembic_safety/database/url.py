@@ -1,4 +1,4 @@
-"""PostgreSQL URLs with one meaning for asyncpg, which migrates, and libpq, which backs up."""
+"""PostgreSQL URLs that mean the same to asyncpg (migrations) and libpq (backups)."""
 
 import getpass
 import os
@@ -10,8 +10,8 @@ from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 
-# libpq knows these and asyncpg does not: it would send them to the server as settings, which
-# refuses the connection. The documentation of libpq lists them under "Parameter Key Words".
+# asyncpg would send these to the server as run-time parameters, and the server would refuse the
+# connection. https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
 _LIBPQ_ONLY = frozenset(
     {
         "channel_binding",
@@ -30,7 +30,7 @@ _LIBPQ_ONLY = frozenset(
         "tcp_user_timeout",
     }
 )
-# Parameters that libpq knows; asyncpg takes any other name for a setting of the session.
+# Parameters of libpq; asyncpg treats every other name as a run-time parameter of the session.
 _LIBPQ = _LIBPQ_ONLY | {
     "application_name",
     "connect_timeout",
@@ -54,44 +54,44 @@ _LIBPQ = _LIBPQ_ONLY | {
     "target_session_attrs",
 }
 # Resolved by `parse` into the fields of the URL. `database` is asyncpg's name for dbname.
-# load_balance_hosts is left out: asyncpg tries the hosts in their order, and so must libpq.
+# load_balance_hosts is dropped, because asyncpg always tries the hosts in their order.
 _RESOLVED = {"host", "port", "user", "password", "dbname", "database", "load_balance_hosts"}
 _UNSUPPORTED = {
-    "hostaddr": "asyncpg can't read it; write the address as the host",
+    "hostaddr": "asyncpg does not support it; use the address as the host",
     "service": "asyncpg and libpq read service files differently; "
-    "write the host, port, user and database of the service into the URL",
+    "put the host, port, user and database of the service into the URL",
 }
 SSL_MODES = ("prefer", "disable", "allow", "require", "verify-ca", "verify-full")
 _LARGEST_PORT = 65535
 _DEFAULT_PORT = "5432"
 _DEFAULT_HOSTS = "/var/run/postgresql,/tmp,localhost"
-"""asyncpg and each build of libpq have different defaults; both get these."""
+"""Explicit, because the defaults of asyncpg and of each build of libpq differ."""
 _ASYNCPG_NAMES = {"ssl": "sslmode"}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class DatabaseURL:
-    """A PostgreSQL URL. `str()` and `repr()` of it never show the password."""
+    """A PostgreSQL URL. `str()` and `repr()` never show the password."""
 
     user: str
     password: str | None
     hosts: tuple[tuple[str, int], ...]
-    """Pairs of host and port in their order; a host with a / is the folder of a Unix socket."""
+    """Pairs of host and port in connection order; a host with a / is a Unix socket's folder."""
     database: str
     query: tuple[tuple[str, str], ...] = ()
-    """Parameters that do not say which server, user or database: TLS, settings of the session."""
+    """The remaining parameters: TLS options and run-time parameters of the session."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the URL in `text`, resolved.
+        """Parse and resolve a URL.
 
-        A part that the authority leaves out is taken from the parameters (`?host=`, `?port=`,
-        `?user=`, `?password=`, `?dbname=`), then from PGHOST, PGPORT and PGUSER. Other variables
-        that lead libpq elsewhere (PGHOSTADDR, PGSERVICE) are not read, as asyncpg ignores them.
+        Parts that are missing before the query are taken from its parameters (`?host=`, `?port=`,
+        `?user=`, `?password=`, `?dbname=`), then from PGHOST, PGPORT and PGUSER. PGHOSTADDR and
+        PGSERVICE are ignored, as asyncpg does.
 
         Raises:
-            ValueError: `text` is not a PostgreSQL URL, or contradicts itself. The message never
-                repeats a password, nor what may be a part of one.
+            ValueError: `text` is not a PostgreSQL URL, or contradicts itself. The message contains
+                no part of a password.
         """
         scheme, separator, _ = text.strip().partition("://")
         if not separator:
@@ -104,19 +104,21 @@ class DatabaseURL:
             query = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
         except ValueError:
             raise ValueError(
-                "can't be read as a URL; percent-encode what is special in the password "
+                "can't be parsed as a URL; percent-encode special characters in the password "
                 "(/ is %2F, ? is %3F, # is %23, [ is %5B)"
             ) from None
         if parts.fragment:
-            raise ValueError("has a '#' in it; in a password, write it as %23")
+            raise ValueError("contains a #; in a password, write it as %23")
         if "/" in parts.path[1:] or "@" in parts.path:
-            raise ValueError("has a / or @ in the database's name; in a password, write %2F, %40")
+            raise ValueError(
+                "has a / or @ in the database name; in a password, write them as %2F and %40"
+            )
         for name, reason in _UNSUPPORTED.items():
             if name in query:
-                raise ValueError(f"has a parameter {name}; {reason}")
+                raise ValueError(f"has the parameter {name}; {reason}")
         if (query.get("sslmode") or query.get("ssl") or SSL_MODES[:1])[-1] not in SSL_MODES:
             raise ValueError(f"has an unknown sslmode; expected one of {', '.join(SSL_MODES)}")
-        # The last "@" ends the password: one that was not percent-encoded does no harm.
+        # Split at the last "@", because a password may contain unescaped ones.
         userinfo, _, authority = parts.netloc.rpartition("@")
         user, _, password = userinfo.partition(":")
         passwords = query.get("password", ())
@@ -124,7 +126,7 @@ class DatabaseURL:
         names = query.get("dbname", []) + query.get("database", [])
         database = _only_one("databases", unquote(parts.path.removeprefix("/")), *names)
         if not database:
-            raise ValueError("names no database; expected .../database at the end of the address")
+            raise ValueError("names no database; expected .../database at the end of the URL")
         return cls(
             user=_only_one("users", unquote(user), *query.get("user", ())) or _default_user(),
             password=_only_one("passwords", unquote(password), *passwords, secret=True) or None,
@@ -138,23 +140,23 @@ class DatabaseURL:
         )
 
     def with_database(self, database: str) -> Self:
-        """Return the URL of another database of the same server."""
+        """Return the URL of another database on the same server."""
         return replace(self, database=database)
 
     @property
     def libpq(self) -> str:
-        """The URL with its password, for libpq, psql and pg_dump."""
+        """The URL with its password, in the format of libpq, psql and pg_dump."""
         return self._render(password=self.password, query=_for_libpq(self.query))
 
     @property
     def without_password(self) -> str:
-        """The URL for messages, and for programs that get the password by PGPASSWORD."""
+        """The URL for messages and for programs that read the password from PGPASSWORD."""
         shown = tuple(pair for pair in self.query if pair[0] != "sslpassword")
         return self._render(password=None, query=_for_libpq(shown))
 
     @property
     def wants_tls(self) -> bool:
-        """Whether a connection without TLS would be refused by this side."""
+        """True if the client refuses connections without TLS (sslmode require or stricter)."""
         mode = dict(self.query).get("sslmode") or os.environ.get("PGSSLMODE", "")
         return mode in SSL_MODES[SSL_MODES.index("require") :]
 
@@ -189,7 +191,7 @@ class DatabaseURL:
             "user": self.user,
             "password": self.password,
             "database": self.database,
-            # asyncpg reads TLS and settings of the session from here.
+            # asyncpg reads TLS options and run-time parameters from the DSN.
             "dsn": f"postgresql:///?{_encode(query)}" if query else None,
         }
         timeout = dict(self.query).get("connect_timeout")
@@ -204,21 +206,21 @@ class DatabaseURL:
         return f"DatabaseURL({self.without_password!r})"
 
 
-def _only_one(what: str, *values: str, secret: bool = False) -> str:
-    """Return the value that is given, once or several times; an empty text where none is.
+def _only_one(plural: str, *values: str, secret: bool = False) -> str:
+    """Return the only distinct value that is not empty; an empty string if there is none.
 
     Raises:
-        ValueError: two values differ.
+        ValueError: there are several.
     """
     given = list(dict.fromkeys(filter(None, values)))
     if len(given) > 1:
         shown = "" if secret else f", {given[0]} and {given[1]}"
-        raise ValueError(f"has two {what}{shown}; leave one of them out")
+        raise ValueError(f"has two {plural}{shown}; remove one of them")
     return given[0] if given else ""
 
 
 def _resolve_hosts(authority: str, query: dict[str, list[str]]) -> tuple[tuple[str, int], ...]:
-    """Return the pairs of host and port, with what the URL leaves out from the environment."""
+    """Return the pairs of host and port; missing ones come from PGHOST and PGPORT."""
     lists = [[(unquote(host), port) for host, port in _split_hosts(authority)]]
     lists += [_split_hosts(value) for value in query.get("host", ())]
     if not any(host for pairs in lists for host, _ in pairs):
@@ -233,10 +235,10 @@ def _resolve_hosts(authority: str, query: dict[str, list[str]]) -> tuple[tuple[s
 
 
 def _split_hosts(text: str) -> list[tuple[str, str]]:
-    """Return the pairs of host and port in a comma-separated list; empty where not given."""
+    """Return the pairs of host and port in a comma-separated list; missing parts are empty."""
     pairs = []
     for item in text.split(","):
-        if item.startswith("/") or _is_ipv6(item):  # as libpq has them in ?host=
+        if item.startswith("/") or _is_ipv6(item):  # unbracketed, as in ?host=
             host, port = item, ""
         elif item.startswith("["):
             host, _, port = item[1:].partition("]")
@@ -244,7 +246,7 @@ def _split_hosts(text: str) -> list[tuple[str, str]]:
         else:
             host, _, port = item.partition(":")
         if not host and "," in text:
-            raise ValueError("has an empty host in its list")
+            raise ValueError("has an empty host in its list of hosts")
         pairs.append((host, port))
     return pairs
 
@@ -258,14 +260,14 @@ def _is_ipv6(text: str) -> bool:
 
 
 def _for_each(hosts: list[str], lists: list[str]) -> list[list[str]]:
-    """Return each comma-separated list of ports with one port a host; a single one is for all."""
+    """Split each comma-separated list of ports into one port per host; repeat a single port."""
     expanded = []
     for text in lists:
         ports = text.split(",")
         for port in filter(None, ports):
             if not (port.isascii() and port.isdigit() and 0 < int(port) <= _LARGEST_PORT):
                 raise ValueError(
-                    "has a port, or takes one from PGPORT, that is not a number from 1 to 65535; "
+                    "has a port (or takes one from PGPORT) that is not a number from 1 to 65535; "
                     "in a password, write : as %3A, / as %2F and @ as %40"
                 )
         if len(ports) not in {1, len(hosts)}:
@@ -277,7 +279,7 @@ def _for_each(hosts: list[str], lists: list[str]) -> list[list[str]]:
 def _default_user() -> str:
     try:
         return os.environ.get("PGUSER") or getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # the user of a container may have no name
         raise ValueError("names no user; expected postgresql://user:password@...") from None
 
 
@@ -286,7 +288,7 @@ def _encode(query: tuple[tuple[str, str], ...]) -> str:
 
 
 def _for_libpq(query: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """Return the parameters with settings of the session where libpq wants them: in `options`."""
+    """Move run-time parameters into `options`, where libpq expects them."""
     known = [pair for pair in query if pair[0] in _LIBPQ]
     settings = [pair for pair in query if pair[0] not in _LIBPQ]
     if not settings:

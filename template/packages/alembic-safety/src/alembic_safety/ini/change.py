@@ -34,7 +34,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Invocation:
-    """How Alembic is run: in a folder, with options before the command."""
+    """Folder and leading options of a run of Alembic."""
 
     folder: Path
     options: Sequence[str] = ()

@@ -1,4 +1,4 @@
-"""What of an ini is imported, and where each part goes."""
+"""Contents of an ini that are imported, and their destinations."""
 
 import re
 

@@ -81,7 +81,7 @@ class EnvEditor:
             if before.strip():
                 raise ConversionError(
                     f"{self.env.shown}:{node.lineno}: fileConfig shares its line with other code; "
-                    "move the call to a line of its own"
+                    "move the call to a separate line"
                 )
             old = b"".join(self.lines)[start:end].decode()
             file = ast.get_source_segment(self.env.text, node.args[0]) or ""

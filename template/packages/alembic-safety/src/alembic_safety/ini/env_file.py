@@ -66,7 +66,7 @@ class EnvFile:
 
     @property
     def sets_url(self) -> Literal["always", "maybe", "never"]:
-        """Whether env.py sets the URL itself."""
+        """`always`, `maybe` or `never`, for whether env.py sets the URL itself."""
         for statement in self.tree.body:
             if isinstance(statement, ast.Expr) and _is_url_assignment(statement.value):
                 return "always"
@@ -85,7 +85,7 @@ class EnvFile:
 
     @property
     def reads_logging(self) -> bool:
-        """Whether env.py configures logging from the ini, or from the table."""
+        """True if env.py configures logging from the ini or from the table."""
         return _LOGGING_BRANCH in self.text or bool(self.file_config_calls())
 
     def _takes_ini(self, node: ast.Call) -> bool:

@@ -36,7 +36,7 @@ def add_table(text: str, converted: ConvertedIni, shown: str) -> str:
     """Return the text with the ini's contents merged into `[tool.alembic]`.
 
     Raises:
-        ConversionError: the table has no header of its own.
+        ConversionError: the table has no separate header.
     """
     wanted = copy.deepcopy(_parse(text, shown))
     _merge(wanted.setdefault("tool", {}).setdefault("alembic", {}), converted)
@@ -47,7 +47,7 @@ def remove_table(text: str, shown: str) -> str:
     """Return the text without the parts of `[tool.alembic]` that an ini can hold.
 
     Raises:
-        ConversionError: the table has no header of its own.
+        ConversionError: the table has no separate header.
     """
     wanted = copy.deepcopy(_parse(text, shown))
     for key in convertible_keys(wanted["tool"]["alembic"]):
@@ -91,7 +91,7 @@ def _edit(text: str, wanted: Table, shown: str, edit: Callable[[list[Chunk]], st
         is_wanted = False
     if not is_wanted:
         raise ConversionError(
-            f"{shown}: tool.alembic has no header of its own; write the table as [tool.alembic] and "
+            f"{shown}: tool.alembic has no separate header; write the table as [tool.alembic] and "
             "[[tool.alembic.post_write_hooks]], then run the command again"
         )
     return new.replace("\n", "\r\n") if windows else new

@@ -43,7 +43,7 @@ class RevisionPlan:
 
     @property
     def safe(self) -> bool:
-        """Whether the revision may run."""
+        """True if the revision may run."""
         failed = self.rehearsed.error or self.wrong_acknowledgements
         return not failed and self.verdicts == [Verdict.SAFE]
 
@@ -66,20 +66,20 @@ class Plan:
 
     @property
     def safe(self) -> bool:
-        """Whether all revisions are safe."""
+        """True if all revisions are safe."""
         return all(item.safe for item in self.revisions)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """What to plan."""
+    """Scope of a plan."""
 
     start: str = ""
     """A revision to start from instead of the live one, on a schema built from the revisions."""
     target: str = "head"
     """The revision to go to."""
     with_data: bool = False
-    """Whether to copy the rows, too."""
+    """Whether to copy the rows as well."""
     deployed: str = ""
     """The branch or commit that is deployed, whose models tell what running code uses.
 

@@ -158,7 +158,7 @@ class Recorder(Observer):
         context: Any,
         *_: Any,
     ) -> None:
-        # The engine's other listeners run statements of their own while one is about to run.
+        # Other listeners of the engine run statements before the current one.
         if not self.revisions or self._paused or self._running:
             return
         if _ENGINE.match(sql):

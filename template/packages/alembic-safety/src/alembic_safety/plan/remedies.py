@@ -15,7 +15,7 @@ Changes = tuple[Change, ...]
 NEXT = "# in the next revision:\n"
 UNDO = "# let downgrade() restore what upgrade() changed, and acknowledge what can't be restored"
 NEXT_RELEASE = "# in the release after the one that stops using it"
-OWN_REVISION = "# in a revision of its own: a lock is held until the revision ends"
+OWN_REVISION = "# in a separate revision: a lock is held until the revision ends"
 
 
 def _execute(sql: str) -> str:
@@ -44,7 +44,7 @@ def change_in_batches(effect: TableEffect, sql: str) -> str:
     of_another = re.search(r"\bUPDATE\b.*\bFROM\b", sql, re.DOTALL)
     simple = plain and not unclear and not of_another and sql.upper().count("WHERE") <= 1
     statement = sql.strip() if simple else f"UPDATE {effect.table} SET ..."
-    return f"# in a revision of its own:\n{_batches(effect.table, effect.key, statement)}"
+    return f"# in a separate revision:\n{_batches(effect.table, effect.key, statement)}"
 
 
 def avoid_rewrite(effect: TableEffect, changes: Changes, sql: str) -> str:
@@ -81,7 +81,7 @@ def avoid_scan(effect: TableEffect, changes: Changes, sql: str) -> str:
         if change.kind is ChangeKind.CONSTRAINT_ADDED and change.type in "fcpux":
             return _constraint(change)
         if change.kind is ChangeKind.CONSTRAINT_VALIDATED:
-            return f"# in a revision of its own:\n{_execute(_validate(change))}"
+            return f"# in a separate revision:\n{_execute(_validate(change))}"
         if change.kind is ChangeKind.COLUMN_REQUIRED:
             return _required(change)
         if change.kind is ChangeKind.INDEX_BUILT:
@@ -208,12 +208,12 @@ def _index(change: Change) -> str:
         only = _execute(change.detail)
         name = change.name
         return (
-            f"{only}\n# then for each partition, in a revision of its own:\n"
+            f"{only}\n# then for each partition, in a separate revision:\n"
             f"{_outside('CREATE INDEX CONCURRENTLY ... ON ...')}\n"
             f"{_execute(f'ALTER INDEX {name} ATTACH PARTITION ...')}"
         )
     concurrently = re.sub(r"^(CREATE (?:UNIQUE )?INDEX)", r"\1 CONCURRENTLY", change.detail)
-    return f"# in a revision of its own:\n{_outside(concurrently)}"
+    return f"# in a separate revision:\n{_outside(concurrently)}"
 
 
 def _renaming(table: str, name: str) -> str:

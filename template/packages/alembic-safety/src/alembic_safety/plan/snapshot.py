@@ -35,7 +35,7 @@ class Column:
 
     @property
     def missing(self) -> bool:
-        """Whether an INSERT that omits it fails."""
+        """True if an INSERT without the column fails."""
         return self.required and not self.filled
 
 

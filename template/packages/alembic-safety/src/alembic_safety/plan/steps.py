@@ -1,4 +1,4 @@
-"""Single steps: revisions that are applied and reverted one by one, as by commands of their own."""
+"""Single steps: revisions applied and reverted one by one, as by separate commands."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -72,7 +72,7 @@ class StepRunner(ServerGuard):
 
 
 def _run_alone(step: Step, config: Config, script: ScriptDirectory) -> None:
-    """Run a step in a MigrationContext of its own, as a command would.
+    """Run a step in a separate MigrationContext, as a command would.
 
     The context remembers which named types it has created. In the context of an earlier step, a
     type that was dropped since would not be created again.

@@ -17,7 +17,7 @@ class Verdict(StrEnum):
 
     @property
     def depends_on_size(self) -> bool:
-        """Whether it is a hazard of large tables only."""
+        """True for hazards of large tables only."""
         return self in {Verdict.BLOCKS_WRITES, Verdict.BLOCKS_READS, Verdict.REWRITES}
 
 
@@ -45,5 +45,5 @@ class Reason:
 
     @property
     def open(self) -> bool:
-        """Whether it counts: neither small nor acknowledged."""
+        """True if the table is not small and the verdict is not acknowledged."""
         return not self.small and not self.acknowledged

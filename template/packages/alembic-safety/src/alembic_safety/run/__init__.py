@@ -1,1 +1,1 @@
-"""Running revisions: one runner at a time, retried, resumed, recorded."""
+"""Execution of revisions: locking, retries, resumption and the history."""

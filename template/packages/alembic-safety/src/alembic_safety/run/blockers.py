@@ -1,4 +1,4 @@
-"""Lock holders that block a migration, watched from a second connection."""
+"""Sessions that block a migration, polled on a second connection."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from alembic_safety.errors import DatabaseUnavailableError
 
 INTERVAL = 0.25
-"""Seconds between two looks; a lock timeout that is shorter may pass unseen."""
-_SHORTENED = 100
-"""Characters of a query that are shown."""
+"""Seconds between two polls; blockers of a shorter lock timeout may be missed."""
+_LONGEST_QUERY = 100
+"""Characters of a query to show."""
 
 _BLOCKERS = text(
     """
@@ -28,13 +28,13 @@ _BLOCKERS = text(
 
 
 class Blockers:
-    """The sessions that a migration was last seen waiting for."""
+    """The sessions that the migration was waiting for at the last poll that found any."""
 
     def __init__(self) -> None:
         self._seen: list[str] = []
 
     def take(self) -> str:
-        """Return the sessions in words, and forget them."""
+        """Return a description of the sessions, and clear it."""
         seen, self._seen = self._seen, []
         return "; ".join(seen) or "a session that ended meanwhile"
 
@@ -42,10 +42,13 @@ class Blockers:
     async def watched(
         self, engine: AsyncEngine, connection: AsyncConnection
     ) -> AsyncIterator[None]:
-        """Look, now and then, whom the session of `connection` waits for."""
+        """Poll the sessions that block `connection`, for the duration of the block.
+
+        Without a second connection, the migration continues unwatched.
+        """
         pid = await connection.scalar(text("SELECT pg_backend_pid()"))
-        await connection.rollback()  # Alembic must find no transaction begun
-        # In a context of its own: what it asks is no part of the migration's trace.
+        await connection.rollback()  # Alembic treats an open transaction as its caller's
+        # An empty context keeps these queries out of the trace of the migration.
         watcher = asyncio.create_task(self._watch(engine, pid), context=Context())
         try:
             yield
@@ -55,8 +58,7 @@ class Blockers:
                 await watcher
 
     async def _watch(self, engine: AsyncEngine, pid: int | None) -> None:
-        # Without a second connection the migration goes on: it only knows less.
-        await asyncio.sleep(INTERVAL)  # most runs have nothing to do, and end before
+        await asyncio.sleep(INTERVAL)  # connect only if the run lasts longer than most
         with suppress(DBAPIError, DatabaseUnavailableError):
             async with engine.connect() as connection:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -73,4 +75,4 @@ class Blockers:
 
 def _shorten(query: str) -> str:
     line = " ".join(query.split())
-    return line if len(line) <= _SHORTENED else line[: _SHORTENED - 1] + "…"
+    return line if len(line) <= _LONGEST_QUERY else line[: _LONGEST_QUERY - 1] + "…"

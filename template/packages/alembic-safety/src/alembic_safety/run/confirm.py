@@ -1,4 +1,4 @@
-"""Confirmation by the database's name, before data are lost."""
+"""Confirmation of destructive commands by the name of the database."""
 
 import os
 import signal
@@ -12,22 +12,22 @@ from alembic_safety.errors import NotConfirmedError
 
 
 def confirm(database: str, danger: str, given: str, *, how: str) -> None:
-    """Have somebody give the name of the database; return if it is the right one.
+    """Require the name of the database; prompt for it on a terminal if `given` is empty.
 
     Args:
-        database: the name.
-        danger: a sentence on what is about to happen, without a full stop.
-        given: the name, where it was given beforehand; else a terminal is asked for it.
-        how: how to give it where there is no terminal.
+        database: name of the database.
+        danger: what is about to happen, as a sentence without a full stop.
+        given: the name that the caller was given beforehand; may be empty.
+        how: how to give the name without a terminal, as a command (imperative).
 
     Raises:
-        NotConfirmedError: another name, or none.
+        NotConfirmedError: the name is missing or another one. Nothing was changed.
     """
     if not given:
         if not sys.stdin.isatty():
-            raise NotConfirmedError(f"{danger}. To confirm, give its name: {how}")
+            raise NotConfirmedError(f"{danger}. To confirm, {how}")
         print(f"{danger}.")
-        given = _ask("Type its name to go on: ")
+        given = _prompt("Type the name of the database to continue: ")
     if given != database:
         raise NotConfirmedError(
             f"{given!r} is not the name of the database ({database}); nothing was changed"
@@ -35,7 +35,13 @@ def confirm(database: str, danger: str, given: str, *, how: str) -> None:
 
 
 def confirm_downgrade(connection: Connection, reverted: list[str]) -> None:
-    """Ask for the database's name before anything is reverted in production."""
+    """Require the name of the database before a downgrade in production.
+
+    The name comes from `config.attributes["confirm"]`, the variable CONFIRM or a prompt.
+
+    Raises:
+        NotConfirmedError: the name is missing or another one.
+    """
     if not reverted:
         return
     in_caller_transaction = connection.in_transaction()
@@ -44,15 +50,15 @@ def confirm_downgrade(connection: Connection, reverted: list[str]) -> None:
         connection.rollback()
     confirm(
         database,
-        f"production: this reverts {', '.join(reverted)} in the database {database}; "
-        "what is in the tables and columns that go is lost",
+        f"production: this reverts {', '.join(reverted)} in the database {database}, and deletes "
+        "the data of the tables and columns that are dropped",
         str(context.config.attributes.get("confirm") or os.environ.get("CONFIRM", "")),
-        how=f"CONFIRM={database}",
+        how=f"set CONFIRM={database} in the environment",
     )
 
 
-def _ask(prompt: str) -> str:
-    # asyncio takes the first Ctrl-C for itself, and would wait for the answer.
+def _prompt(prompt: str) -> str:
+    # asyncio.run handles the first Ctrl-C, and would keep waiting for the input.
     main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, signal.default_int_handler) if main else None
     try:

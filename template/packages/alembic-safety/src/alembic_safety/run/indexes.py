@@ -1,7 +1,7 @@
-"""Indexes that are built concurrently: what an interrupted build leaves, and how it is resumed.
+"""Resumption of concurrent index builds that an earlier run left unfinished.
 
-A build that fails leaves an invalid index. A build whose client was killed is finished by the
-server, and leaves a valid index of a revision that is not recorded.
+A build that fails leaves an invalid index. The server may still finish a build whose client was
+killed, and leave a valid index of a revision that is not recorded.
 https://www.postgresql.org/docs/current/sql-createindex.html#SQL-CREATEINDEX-CONCURRENTLY
 """
 
@@ -24,7 +24,7 @@ _CREATE = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
-# An index of a partitioned table is invalid until each partition has its own: that is no failure.
+# An index of a partitioned table is invalid until every partition has one, so it is not listed.
 _FROM_INVALID = """
     FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
     WHERE NOT i.indisvalid AND c.relkind = 'i'
@@ -64,16 +64,16 @@ _DESCRIBE_TRIAL = text(
 
 
 class InvalidIndexError(MigrationError):
-    """A revision left an index that PostgreSQL does not use."""
+    """A revision left an invalid index, which PostgreSQL does not use."""
 
 
 class ConflictingObjectError(MigrationError):
-    """An object of the name exists and is not the one that the revision makes."""
+    """An object of the same name exists and differs from the one that the revision creates."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """An index as PostgreSQL describes it."""
+    """Description of an index by PostgreSQL."""
 
     name: str
     table: str
@@ -88,15 +88,15 @@ class ConcurrentBuild:
 
     table: str
     name: str | None
-    """None lets PostgreSQL choose the name."""
+    """None if PostgreSQL chooses the name."""
     unique: bool
     if_not_exists: bool
     rest: str
-    """What follows the table's name."""
+    """SQL after the name of the table."""
 
     @classmethod
     def parse(cls, statement: str) -> "ConcurrentBuild | None":
-        """Return the parts of `statement`; None for any other statement."""
+        """Parse a statement; return None for any other statement."""
         match = _CREATE.match(statement)
         if match is None:
             return None
@@ -109,12 +109,13 @@ class ConcurrentBuild:
         )
 
     def describe(self, connection: Connection) -> Index | None:
-        """Build the index on an empty temporary copy of its table; return its description.
+        """Build the index on an empty temporary copy of its table; return the description.
 
-        The copy is rolled back. Return None where the table does not exist.
+        The copy is rolled back. Return None if the table does not exist.
 
         Raises:
-            DBAPIError: PostgreSQL refuses the definition, or a temporary table.
+            DBAPIError: PostgreSQL rejects the definition, or the role may not create temporary
+                tables.
         """
         table = connection.execute(_TABLE, {"table": self.table}).one_or_none()
         if table is None:
@@ -138,23 +139,21 @@ class ConcurrentBuild:
 
 
 class ConcurrentIndexes:
-    """The indexes that the running revision builds concurrently."""
+    """Indexes that the running revision builds concurrently."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._built: list[tuple[str, str]] = []
 
-    def forget(self) -> None:
-        """Begin the next revision."""
+    def clear(self) -> None:
+        """Forget the indexes of the previous revision."""
         self._built.clear()
 
     def prepare(self, build: ConcurrentBuild) -> Index | None:
-        """Prepare a build; return the index if an earlier run has finished it.
-
-        An invalid index of the name is dropped.
+        """Drop an invalid index that an earlier run left; return a valid one, to skip the build.
 
         Raises:
-            ConflictingObjectError: an index of the name exists and is another one.
+            ConflictingObjectError: an index of the same name has another definition.
         """
         if build.name is None:
             return self._prepare_unnamed(build)
@@ -172,7 +171,7 @@ class ConcurrentIndexes:
             planned.table,
             planned.definition,
         ):
-            self._refuse(build, found, planned)
+            self._handle_conflict(build, found, planned)
             return None
         return None if build.if_not_exists else found
 
@@ -182,7 +181,7 @@ class ConcurrentIndexes:
         except DBAPIError as error:
             if get_sqlstate(error) == SQLState.LOCK_NOT_AVAILABLE:
                 raise
-            return None  # PostgreSQL says it again, of the statement itself
+            return None  # the statement itself fails in the same way
         found = self._find(planned.name, build.table) if planned else None
         if planned is None or found is None or found.definition != planned.definition:
             return None
@@ -192,21 +191,21 @@ class ConcurrentIndexes:
         return None
 
     def _drop(self, index: Index) -> None:
-        logger.warning("dropping the invalid index %s, left by an earlier run", index.name)
+        logger.warning("dropping the invalid index %s of an earlier run", index.name)
         self._connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {index.name}")
 
     def check(self) -> None:
-        """Check the indexes that the revision built.
+        """Check that the indexes of the revision are valid.
 
         Raises:
-            InvalidIndexError: one of them is invalid, so the revision must not be recorded.
+            InvalidIndexError: an index is invalid, so the revision must not be recorded.
         """
         for name, table in self._built:
             index = self._find(name, table)
             if index is not None and not index.valid:
                 raise InvalidIndexError(
-                    f"the index {index.name} of {index.table} is invalid: the revision is not "
-                    "recorded. Run it again: the index is dropped and built again."
+                    f"the index {index.name} of {index.table} is invalid, so the revision is not "
+                    "recorded. Run this command again: it drops and rebuilds the index."
                 )
 
     def drop_left_by_reindex(self, relation: str | None) -> None:
@@ -215,10 +214,10 @@ class ConcurrentIndexes:
         https://www.postgresql.org/docs/current/sql-reindex.html#SQL-REINDEX-CONCURRENTLY
 
         Args:
-            relation: the table or index that is reindexed; None for the whole database.
+            relation: the table or index to reindex; None for the whole database.
         """
         for name in list(self._connection.scalars(_LEFT_BY_REINDEX, {"relation": relation})):
-            logger.warning("dropping the invalid index %s, left by an earlier REINDEX", name)
+            logger.warning("dropping the invalid index %s of an earlier REINDEX", name)
             self._connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {name}")
 
     def _describe(self, build: ConcurrentBuild, found: Index) -> Index | None:
@@ -232,7 +231,7 @@ class ConcurrentIndexes:
                 f"one that the revision builds: {error.orig}"
             ) from error
 
-    def _refuse(self, build: ConcurrentBuild, found: Index, planned: Index | None) -> None:
+    def _handle_conflict(self, build: ConcurrentBuild, found: Index, planned: Index | None) -> None:
         wanted = f"{planned.definition} on {planned.table}" if planned else "one of another table"
         difference = (
             f"the index {found.name} exists with another definition: it is {found.definition} on "
@@ -243,7 +242,7 @@ class ConcurrentIndexes:
             return
         raise ConflictingObjectError(
             f"{difference}. Rename one of them, or drop the existing one "
-            f"(DROP INDEX CONCURRENTLY {found.name}), and run this again."
+            f"(DROP INDEX CONCURRENTLY {found.name}), and run this command again."
         )
 
     def _find(self, name: str, table: str) -> Index | None:

@@ -1,4 +1,4 @@
-"""Observers of a run: told of each revision that is applied or reverted."""
+"""Observer interface for the revisions of a run."""
 
 from typing import Protocol
 
@@ -8,17 +8,17 @@ from alembic.config import Config
 class Observer(Protocol):
     """Observer of the revisions of a run.
 
-    A program passes one as `Config(attributes={"observer": ...})`.
+    Pass one as `Config(attributes={"observer": ...})`.
     """
 
     def begin(self, revision: str, /) -> None:
-        """Begin a revision. Called before its `upgrade()` or `downgrade()`, outside a transaction."""
+        """Begin a revision, outside of a transaction, before its `upgrade()` or `downgrade()`."""
 
     def end(self) -> None:
-        """End the revision. Called in its transaction, before the commit; not if it fails."""
+        """End a successful revision, in its transaction, before the commit."""
 
 
 def get_observer(config: Config) -> Observer | None:
-    """Return the observer that the program passed; None if there is none."""
+    """Return the observer of a configuration; None if there is none."""
     observer: Observer | None = config.attributes.get("observer")
     return observer

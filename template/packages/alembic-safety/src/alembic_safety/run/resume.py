@@ -1,8 +1,8 @@
-"""Resuming a revision whose statements an interrupted run has committed already.
+"""Resumption of a revision whose autocommit statements an interrupted run committed.
 
-What runs in an autocommit block commits by itself, before its revision is recorded. A runner that
-is killed in between leaves the work done and the revision pending. The next run compares what the
-statement makes with what exists, and goes on where it is the same.
+Statements in an autocommit block are committed before their revision is recorded. If the runner is
+killed in between, the revision stays pending. The next run compares the object that each statement
+creates with the existing one, and skips the statement if they are the same.
 """
 
 import logging
@@ -51,21 +51,21 @@ _EXISTS = text("SELECT to_regclass(:name) IS NOT NULL")
 
 
 class Resumption:
-    """Statements outside of a transaction, each skipped or adapted where it was run before."""
+    """Autocommit statements of a revision, skipped or rewritten if an earlier run executed them."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.indexes = ConcurrentIndexes(connection)
 
     def active(self) -> AbstractContextManager[None]:
-        """Look at the connection's statements."""
+        """Rewrite the statements of the connection during the block."""
         return rewritten_statements(self._connection, self._rewrite)
 
     def _rewrite(self, statement: str) -> str | None:
-        """Return the statement to run instead, or None.
+        """Return the statement to run instead; None keeps the statement.
 
         Raises:
-            ConflictingObjectError: what exists is not what the statement makes.
+            ConflictingObjectError: the existing object differs from the one in the statement.
         """
         options = self._connection.get_execution_options()
         if options.get("isolation_level") != "AUTOCOMMIT":
@@ -98,7 +98,8 @@ class Resumption:
                 raise ConflictingObjectError(
                     f"the type {name} has the value '{label}' at another place: it has "
                     f"{', '.join(labels)}, the revision adds it {match['side'].lower()} "
-                    f"'{neighbor}'. Change the revision to what the type has, and run this again."
+                    f"'{neighbor}'. Change the revision to match the type, and run this command "
+                    "again."
                 )
         return _skip(statement, f"the type {name} has the value '{label}'")
 
@@ -110,15 +111,15 @@ class Resumption:
         if found is None:
             return None
         if not found.relispartition:
-            return _skip(statement, f"{partition} is no partition of {table}")
+            return _skip(statement, f"{partition} is detached from {table}")
         if found.pending and found.of_the_table:
-            logger.warning("finishing the detachment of %s, begun by an earlier run", partition)
+            logger.warning("finishing the detachment of %s, which an earlier run began", partition)
             return f"ALTER TABLE {table} DETACH PARTITION {partition} FINALIZE"
         return None
 
 
 def _skip(statement: str, reason: str) -> str:
-    """Return a statement that does nothing, and log why."""
+    """Log the reason, and return a statement that does nothing."""
     line = " ".join(statement.split())
     logger.warning("%s already; skipping: %s", reason, line)
     return f"SELECT /* skipped: {line.replace('*/', '* /').replace('/*', '/ *')} */"

@@ -1,4 +1,4 @@
-"""The runner: one at a time, each revision in its own transaction, retried and recorded."""
+"""Runner of revisions: locked, each in its own transaction, retried and recorded."""
 
 import logging
 import time
@@ -10,11 +10,11 @@ from typing import Any
 from alembic import context
 from alembic.runtime.migration import MigrationContext, MigrationInfo, StampStep
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from alembic_safety import alembic_internals, telemetry
 from alembic_safety.backup.dump import kind_before_migrations, take_backup
-from alembic_safety.batches import RUNNING, forget_places
+from alembic_safety.batches import RUNNING, discard_progress
 from alembic_safety.boundary import describe_error
 from alembic_safety.database import history
 from alembic_safety.database.history import Direction, Event, History
@@ -27,6 +27,7 @@ from alembic_safety.run import steps
 from alembic_safety.run.blockers import Blockers
 from alembic_safety.run.confirm import confirm_downgrade
 from alembic_safety.run.indexes import invalid_indexes
+from alembic_safety.run.interrupt import raise_if_interrupted
 from alembic_safety.run.observer import get_observer
 from alembic_safety.run.resume import Resumption
 from alembic_safety.run.retry import pause_or_give_up
@@ -35,7 +36,7 @@ from alembic_safety.sql import SQLState, get_sqlstate
 logger = logging.getLogger(__name__)
 
 _LONGEST_ERROR = 500
-"""Characters of an error that are recorded."""
+"""Characters of an error to record."""
 
 _SET_TIMEOUTS = text(
     "SELECT set_config('lock_timeout', :lock, false),"
@@ -44,7 +45,7 @@ _SET_TIMEOUTS = text(
 
 
 def changes_revision() -> bool:
-    """Return whether the running command is one that changes the database's revision."""
+    """Return whether the current command changes the revision of the database."""
     try:
         context.get_revision_argument()
     except KeyError:
@@ -54,27 +55,27 @@ def changes_revision() -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnConnection:
-    """What belongs to a connection that was opened for the migrations."""
+    """A connection that was opened for the migrations, not passed by a caller."""
 
     url: DatabaseURL
     blockers: Blockers
 
 
 def run_revisions(connection: Connection, project: Project, own: OwnConnection | None) -> None:
-    """Run the revisions of the command that `context` was configured for.
+    """Run the revisions of the current command.
 
     Args:
-        connection: the one that `context` was configured with.
-        project: whose options say how long to wait, how often to try, what to back up.
-        own: None on a connection that a program gave: its transaction, timeouts and backups are
-            the program's, and nothing is tried again there.
+        connection: the connection that `context` was configured with.
+        project: the project, for its options and target.
+        own: None if a caller passed the connection. The caller then owns transaction and timeouts,
+            and nothing is backed up, retried or recorded as failed.
 
     Raises:
-        MigrationError: a downgrade would revert others than before this runner had to wait.
-        NotConfirmedError: a downgrade in prod, and nobody gave the database's name.
-        MigrationLockError: another runner did not end in time.
-        BackupError: no backup could be made.
-        LockTimeoutError: a table was held in each try.
+        MigrationError: another runner changed the revisions that a downgrade would revert.
+        NotConfirmedError: a downgrade in production was not confirmed.
+        MigrationLockError: another runner held the lock for longer than `lock_wait`.
+        BackupError: the backup failed.
+        LockTimeoutError: every attempt of a revision ended in a lock timeout.
         InvalidIndexError: a revision left an invalid index.
     """
     migrations = context.get_context()
@@ -84,12 +85,13 @@ def run_revisions(connection: Connection, project: Project, own: OwnConnection |
     with migration_lock(
         connection, version_table=migrations.version_table, wait=project.options.lock_wait
     ):
-        # Again: the last lock holder may have changed the database's revision.
+        # Resolve the steps again: the previous lock holder may have changed the revision.
         run = _Run(connection, migrations, project, own)
         if steps.reverted(run.steps) != confirmed:
             raise MigrationError(
-                "another runner changed the database's revision while this one waited, so that other "
-                "revisions would be reverted now. Nothing was changed; run this again."
+                "another runner changed the revision of the database while this one waited, so "
+                "other revisions would be reverted now. Nothing was changed. Run this command again "
+                "to revert those."
             )
         with run.failures_recorded():
             run.back_up()
@@ -97,8 +99,8 @@ def run_revisions(connection: Connection, project: Project, own: OwnConnection |
                 run.until_done()
         if left := invalid_indexes(connection):
             logger.warning(
-                "invalid indexes, which PostgreSQL does not use but keeps up to date: %s. "
-                "Drop them, or build them with REINDEX INDEX CONCURRENTLY.",
+                "invalid indexes, which PostgreSQL maintains but does not use: %s. Drop them, or "
+                "rebuild them with REINDEX INDEX CONCURRENTLY.",
                 ", ".join(left),
             )
         if not run.in_caller_transaction:
@@ -107,8 +109,8 @@ def run_revisions(connection: Connection, project: Project, own: OwnConnection |
 
 
 def set_timeouts(connection: Connection, options: SafetyOptions) -> tuple[str, str]:
-    """Set the timeouts of the session; no rollback undoes them. Return them as `SHOW` does."""
-    # Not as settings of the connection's start: a pooler in session mode refuses those.
+    """Set the timeouts of the session; return them in the format of `SHOW`."""
+    # A pooler in session mode rejects run-time parameters at connection start.
     given = {"lock": str(options.lock_timeout), "statement": str(options.statement_timeout)}
     lock_timeout, statement_timeout = connection.execute(_SET_TIMEOUTS, given).one()
     connection.commit()
@@ -116,7 +118,7 @@ def set_timeouts(connection: Connection, options: SafetyOptions) -> tuple[str, s
 
 
 class _Run:
-    """The steps of a command, and the measures around each."""
+    """The steps of a command, and the safety measures around each."""
 
     def __init__(
         self,
@@ -133,21 +135,21 @@ class _Run:
         self.in_caller_transaction = connection.in_transaction()
         self.resumption = Resumption(connection)
         self.history = History(connection)
-        # "+2" and "-2" count from where the database is: they are resolved once, so that a try
-        # after the first revision was committed does not go further.
+        # "+2" and "-2" are relative to the revision of the database. Resolve them once, so that a
+        # retry after a committed revision does not go further.
         self.steps = steps.resolve_steps(connection, migrations)
         self._done = 0
         self._started = 0.0
         self._backup: str | None = None
         self._timeouts: tuple[SafetyOptions, tuple[str, str]] | None = None
-        """Those that were set last, and those the session has; None if unknown."""
-        self._span = ExitStack()  # of the revision that runs
+        """The options whose timeouts were set last, and the session's timeouts; None if unknown."""
+        self._span = ExitStack()  # span of the running revision
 
     def back_up(self) -> None:
-        """Take a backup, if one is wanted and something is about to change.
+        """Take a backup if the options want one and a step changes the schema.
 
         Raises:
-            BackupError: it failed.
+            BackupError: the backup failed.
         """
         changing = any(not isinstance(step, StampStep) for step in self.steps)
         kind = kind_before_migrations(self.project)
@@ -157,13 +159,13 @@ class _Run:
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Replace Alembic's steps, and watch the connection."""
+        """Install the steps, callbacks and statement hooks during the block."""
 
         def remaining(_heads: Any, _migrations: MigrationContext) -> Iterator[Any]:
             for step in self.steps[self._done :]:
                 self._before(step)
                 yield step
-                # It is committed, which can fail, too: deferred constraints wait for locks then.
+                # The step is committed now. A commit can fail too, in deferred constraints.
                 self._span.close()
                 self._done += 1
                 self.history.is_ready = True
@@ -178,7 +180,7 @@ class _Run:
 
     @contextmanager
     def failures_recorded(self) -> Iterator[None]:
-        """Record the error that ends the run; the service's metrics show it."""
+        """Record an error that ends the run, for metrics."""
         self._started = time.monotonic()
         try:
             yield
@@ -189,10 +191,10 @@ class _Run:
 
     def _record_failure(self, error: Exception) -> None:
         if self._done == len(self.steps):
-            return  # all were applied, and recorded
+            return  # every step was applied and recorded
         info: MigrationInfo = self.steps[self._done].info
-        # The error that is raised says more than one of recording it. A connection that was lost is
-        # made anew, which SQLAlchemy wraps where it fails.
+        # Do not replace the original error with one of recording it. SQLAlchemy reconnects a lost
+        # connection, which can fail.
         with suppress(SQLAlchemyError, DatabaseUnavailableError):
             self.connection.rollback()
             failure = Event(
@@ -214,10 +216,11 @@ class _Run:
             try:
                 with self._span:
                     context.run_migrations()
-            except DBAPIError as error:
+            except SQLAlchemyError as error:
+                raise_if_interrupted(error)
                 if get_sqlstate(error) != SQLState.LOCK_NOT_AVAILABLE or self.own is None:
                     raise
-                # What the try set and made may be undone.
+                # The rollback may have undone timeouts and the history table.
                 self._timeouts, self.history.is_ready = None, False
                 tries = 1 if self._done > done else tries + 1
                 pause_or_give_up(
@@ -235,13 +238,13 @@ class _Run:
         self.migrations.opts[RUNNING] = getattr(revision, "revision", "")
         if revision is not None and (observer := get_observer(context.config)):
             observer.begin(revision.revision)
-        self.resumption.indexes.forget()
+        self.resumption.indexes.clear()
         self._set_timeouts(getattr(revision, "module", None))
         self._started = time.monotonic()
         self._span.enter_context(telemetry.span(steps.title(step)))
 
     def _set_timeouts(self, module: object) -> None:
-        """Set a revision's own timeouts, or those of the options again."""
+        """Set the timeouts that a revision declares, or those of the options."""
         if self.own is None:
             return
         own = {
@@ -254,14 +257,14 @@ class _Run:
             self._timeouts = (wanted, set_timeouts(self.connection, wanted))
 
     def _applied(self, *, step: MigrationInfo, **_: Any) -> None:
-        """Record a revision; Alembic calls this in its transaction, before the commit."""
+        """Record a revision. Alembic calls this in its transaction, before the commit."""
         if observer := get_observer(context.config):
             observer.end()
         self.resumption.indexes.check()
         direction = steps.direction(step)
         seconds = time.monotonic() - self._started
         if direction is Direction.DOWNGRADE:
-            forget_places(self.connection)
+            discard_progress(self.connection)
         for revision in steps.revisions(step):
             applied = Event(
                 revision=revision,
@@ -270,6 +273,6 @@ class _Run:
                 seconds=seconds,
                 backup=None if step.is_stamp else self._backup,
             )
-            left = self.history.write(applied)
-            if self._timeouts is not None and self._timeouts[1] != left:
-                self._timeouts = None  # the revision set others, which the next is not to run by
+            timeouts = self.history.write(applied)
+            if self._timeouts is not None and self._timeouts[1] != timeouts:
+                self._timeouts = None  # the revision changed them; set them again for the next one

@@ -1,4 +1,4 @@
-"""Steps of a command: which revisions it applies, reverts or stamps."""
+"""Steps of a command: the revisions that it applies, reverts or stamps."""
 
 from typing import Any
 
@@ -10,7 +10,10 @@ from alembic_safety.database.history import Direction
 
 
 def resolve_steps(connection: Connection, migrations: MigrationContext) -> list[Any]:
-    """Return the steps from the database's revision to the command's destination."""
+    """Return the steps from the revision of the database to the destination of the command.
+
+    Relative destinations (`+2`, `-1`) are resolved here.
+    """
     in_caller_transaction = connection.in_transaction()
     heads = () if migrations.purge else migrations.get_current_heads()
     if not in_caller_transaction:
@@ -19,7 +22,7 @@ def resolve_steps(connection: Connection, migrations: MigrationContext) -> list[
 
 
 def reverted(steps: list[Any]) -> list[str]:
-    """Return the revisions that steps revert."""
+    """Return the revisions that the steps revert."""
     return [
         step.revision.revision
         for step in steps
@@ -28,7 +31,7 @@ def reverted(steps: list[Any]) -> list[str]:
 
 
 def title(step: Any) -> str:
-    """Return the name of a step's span: `upgrade 3f1c9b7d5a20`."""
+    """Return the name of a step, for traces: `upgrade 3f1c9b7d5a20`."""
     if isinstance(step, StampStep):
         return "stamp"
     return f"{'upgrade' if step.is_upgrade else 'downgrade'} {step.revision.revision}"

@@ -29,8 +29,9 @@ print(json.dumps({table.fullname: [column.name for column in table.columns] for 
 def read_models(project: Project, name: str, *, variable: str) -> ModelColumns:
     """Return the tables and columns of the models of a branch or commit.
 
-    Where its models are, the commit's own `[tool.alembic]` says, or else this project's. A commit
-    without them, as from before its migrations were checked, has no tables.
+    The commit's own `[tool.alembic]` says where its models are, or else this project's. A commit
+    that neither says it nor has that module, such as one from before this project was in the
+    repository, has no tables.
 
     Args:
         project: the project of the repository.
@@ -48,9 +49,24 @@ def read_models(project: Project, name: str, *, variable: str) -> ModelColumns:
                 archive.extractall(folder, filter="data")
         except (subprocess.CalledProcessError, tarfile.TarError) as error:
             raise MigrationError(f"{variable}={name}: its files can't be read: {error}") from error
-        place, paths = _find_models(project, folder)
+        try:
+            table = _read_table(folder / "pyproject.toml")
+        except tomllib.TOMLDecodeError as error:
+            raise MigrationError(
+                f"{variable}={name}: its pyproject.toml is not valid TOML: {error}"
+            ) from None
+        declared = table.get("safety", {}).get("metadata", "")
+        place = declared or project.options.metadata or ""
+        names = _import_paths(table.get("prepend_sys_path") or project.config.prepend_sys_path)
+        paths = [folder / name for name in names]
         if not _exists(place, paths):
-            return {}
+            if not declared:
+                return {}
+            raise MigrationError(
+                f"{variable}={name}: its [tool.alembic.safety] has metadata = {declared!r}, and "
+                f"there is no such module in {' or '.join(names)}; prepend_sys_path of "
+                "[tool.alembic] says where modules are"
+            )
         done = subprocess.run(
             [sys.executable, "-c", _PRINT, place],
             cwd=folder,
@@ -69,14 +85,18 @@ def read_models(project: Project, name: str, *, variable: str) -> ModelColumns:
     return {table.removeprefix("public."): frozenset(columns) for table, columns in tables.items()}
 
 
-def _find_models(project: Project, folder: Path) -> tuple[str, list[Path]]:
-    """Return the metadata's `module:name` in a commit, and the folders to import from."""
-    table: dict[str, Any] = {}
-    if (file := folder / "pyproject.toml").exists():
-        table = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("alembic", {})
-    place = table.get("safety", {}).get("metadata") or project.options.metadata or ""
-    paths = table.get("prepend_sys_path") or project.config.prepend_sys_path or ["."]
-    return place, [folder / path.replace("%(here)s", ".") for path in paths]
+def _read_table(file: Path) -> dict[str, Any]:
+    """Return `[tool.alembic]` of a pyproject.toml, which need not exist."""
+    if not file.exists():
+        return {}
+    document = tomllib.loads(file.read_text(encoding="utf-8"))
+    table: dict[str, Any] = document.get("tool", {}).get("alembic", {})
+    return table
+
+
+def _import_paths(prepended: list[str]) -> list[str]:
+    """Return the folders of a commit to import from: by default its own and `src`."""
+    return [str(Path(path.replace("%(here)s", "."))) for path in prepended] or [".", "src"]
 
 
 def _exists(place: str, paths: list[Path]) -> bool:
