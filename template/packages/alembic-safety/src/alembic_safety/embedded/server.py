@@ -88,7 +88,6 @@ class _Server:
                 raise EmbeddedPostgresError(
                     f"{self.home} holds other files; choose a folder for the server alone"
                 ) from None
-        self.account.close(self.home)
 
     @contextmanager
     def lock(self, timeout: float) -> Iterator[None]:
@@ -164,6 +163,8 @@ class _Server:
         # One that does not answer: its start was interrupted, its socket or its data were deleted,
         # or the project was moved.
         self.stop()
+        # Not sooner: a server of release 1 that still runs as another user needs the folder open.
+        self.account.close(self.home)
         if not self.data.exists():
             self._initialize()
         # Left by a crash, or copied along with the project: its pid may be another process's.
