@@ -179,7 +179,7 @@ def test_makefile_local_adds_targets_and_sets_variables(project: Project) -> Non
     try:
         assert "--port\n9000\n" in project.make("dev").stdout
         assert "--port\n9001\n" in project.make("dev", "PORT=9001").stdout
-        for target in ("check", "test", "test-all"):
+        for target in ("check", "test"):
             for arguments, env in (
                 ([], {}),
                 (["CHECK_ALSO=x", "TEST_ALSO=x"], {}),

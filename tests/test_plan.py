@@ -23,13 +23,14 @@ from alembic_safety.database.url import DatabaseURL
 
 # Each case on a schema made anew, all in one process.
 PROGRAM = dedent('''
-    import asyncio, itertools, json, pathlib, sys, tempfile, textwrap
+    import asyncio, itertools, json, pathlib, sys, tempfile, textwrap, types
     sys.path.insert(0, "src")
     import asyncpg
     from alembic_safety.database.url import DatabaseURL
     from alembic_safety.config import make_config
     from alembic_safety.plan import rehearsal
     from alembic_safety.plan.rules import judge
+    from alembic_safety.plan.scratch import Scratch
     from alembic_safety.plan.sizes import Sizes
 
     REVISION = """
@@ -71,14 +72,15 @@ PROGRAM = dedent('''
                 pathlib.Path(folder, f"r{index}.py").write_text(text)
 
             def config(**attributes):
-                made = make_config(**attributes)
+                made = make_config(pathlib.Path.cwd(), **attributes)
                 made.set_main_option("path_separator", "newline")
                 made.set_main_option("version_locations", folder)
                 return made
 
-            rehearsal.make_config = config
+            project = types.SimpleNamespace(make_config=config)
+            copy = Scratch(url=server, server="", shared=False)
             await admin.execute(CLEAR + base)
-            done = await rehearsal.rehearse(server, "head", downgrades=False)
+            done = await rehearsal.rehearse(project, copy, "head", downgrades=False)
         reasons = [r for item in done for r in judge(item, Sizes(tables=None), {})]
         return {
             "error": "".join(item.error for item in done),

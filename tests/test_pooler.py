@@ -1,14 +1,12 @@
 """A real PgBouncer between the service and PostgreSQL."""
 
 import json
-import os
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
 
 import psycopg
 import pytest
@@ -17,6 +15,7 @@ from tests.conftest import Render
 from tests.support import free_port
 
 from alembic_safety.database.url import DatabaseURL
+from alembic_safety.embedded.account import find_account
 
 PGBOUNCER = shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
 
@@ -48,15 +47,15 @@ class Pooler:
             f"[databases]\n* = host={socket_folder} port=5432 user=postgres\n[pgbouncer]\n"
             + "".join(f"{key} = {value}\n" for key, value in settings.items())
         )
-        # PgBouncer refuses to run as root, and the socket is its owner's.
-        account: dict[str, Any] = {"user": socket_folder.stat().st_uid} if os.geteuid() == 0 else {}
+        # PgBouncer refuses to run as root, and the socket's folder is closed to other users.
+        account = find_account(self.folder / "data")
         self.log = (self.folder / "pgbouncer.log").open("w")
         self.process = subprocess.Popen(
-            [PGBOUNCER, "/dev/stdin"],
+            [*account.command, PGBOUNCER, "/dev/stdin"],
             stdin=file.open(),
             stdout=self.log,
             stderr=self.log,
-            **account,
+            **account.options,
         )
         url = DatabaseURL(
             user="postgres",

@@ -252,5 +252,5 @@ def test_where_the_wheel_is_missing_the_message_says_what_to_set(
     for command in (["make", "migrate-status"], alembic):
         done = project.run(*command, expect=None)
         assert done.returncode != 0
-        assert "Set DATABASE_URL=postgresql://" in done.stdout + done.stderr
+        assert "set DATABASE_URL=postgresql://" in done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr

@@ -38,7 +38,7 @@ def test_make_check_names_a_file_of_the_library_that_was_changed(
     change(project)
     named, advice, _ = project.make("check", expect=2).stderr.splitlines()
     assert named == f"{path}: {kind}"
-    assert advice.startswith(f"{LIBRARY} is the template's, and updates overwrite it: undo")
+    assert advice.startswith(f"{LIBRARY} was changed by hand, and updates overwrite it. Undo")
 
 
 def test_what_tools_leave_in_the_library_s_folder_is_no_change(project: Project) -> None:
