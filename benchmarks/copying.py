@@ -32,6 +32,7 @@ def measure(bench: Benchmark, project: Folder) -> None:
         tested.path.mkdir()
         (tested.path / "test_nothing.py").write_text(ONE_TEST, encoding="utf-8")
         shutil.copy2(project.path / "pyproject.toml", tested.path)
+        shutil.copytree(project.path / "packages", tested.path / "packages")
         try:
             copies = interleaved(
                 {

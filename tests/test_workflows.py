@@ -232,17 +232,9 @@ def tables(database: psycopg.Connection[TupleRow]) -> set[str]:
     return {name for (name,) in rows}
 
 
-def without_tests_of_core(project: Project) -> None:
-    """Leave them to tests/test_project.py, which runs them with the limit of coverage."""
-    shutil.rmtree(project.path / "tests" / "core")
-    text = project.read("pyproject.toml")
-    project.write("pyproject.toml", text.replace("fail_under = 90", "fail_under = 0"))
-
-
 @needs_programs
 def test_ci_checks_and_shows_the_plan_of_a_pull_request(repository: Repository) -> None:
     project = repository.project
-    without_tests_of_core(project)
     repository.push()
     change(repository)
     project.make("migrate-create", "EMPTY=1", "MSG=Nothing yet")
@@ -496,7 +488,6 @@ def test_a_release_of_the_template_opens_one_pull_request(
         done = repository.runner.run("template.yml", commit=commit, event_name="schedule")
         return done["update"], done["test"]
 
-    without_tests_of_core(project)
     commit = repository.push("Fewer tests")
     done, tested = update()
     assert (done.result, tested.result) == ("success", "skipped"), done.log

@@ -1,5 +1,6 @@
 """A rolling deployment: release 1 and the working tree migrate one database at the same time."""
 
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -196,6 +197,7 @@ def test_a_backfill_that_one_began_is_finished_by_the_other(pair: Pair, database
     done = database.execute("SELECT count(*) FROM numbers WHERE n = 1").fetchone()
     assert done == (600,)
     database.execute("DROP TRIGGER refuse ON numbers")
-    assert "going on after 600" in pair.second.make("migrate-up").stderr
+    printed = pair.second.make("migrate-up").stderr
+    assert re.search(r"(going on|resuming) after 600, where an earlier run ended", printed)
     assert database.execute("SELECT DISTINCT n FROM numbers").fetchall() == [(1,)]
     assert database.execute("SELECT to_regclass('alembic_backfill')").fetchone() == (None,)
