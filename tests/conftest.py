@@ -1,6 +1,7 @@
 """The template as it is in the working tree, projects rendered from it, and one PostgreSQL."""
 
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Generator, Iterator
 from functools import cache
@@ -24,6 +25,12 @@ RenderOnce = Callable[[tuple[tuple[str, object], ...]], Path]
 
 _noproc = factories.postgresql_noproc(dbname="test")
 postgresql = factories.postgresql("postgresql_noproc")
+
+
+def pytest_configure() -> None:
+    """Heed SIGINT, which a shell's job in the background ignores, as do the processes it starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]

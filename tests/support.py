@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -118,11 +117,6 @@ def copy(template: Path, target: Path, answers: Mapping[str, object]) -> Path:
     """Render the template and return the project's folder."""
     run_copy(str(template), target, data=dict(answers), defaults=True, quiet=True)
     return target
-
-
-def heed_interrupts() -> None:
-    """Let a child process end by SIGINT, which a shell's job in the background ignores."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def free_port() -> int:

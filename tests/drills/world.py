@@ -18,7 +18,7 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 from psycopg.rows import TupleRow
 from sqlalchemy import URL, make_url
-from tests.support import NOTHING, Env, Project, heed_interrupts
+from tests.support import NOTHING, Env, Project
 
 from alembic_safety import embedded
 
@@ -252,7 +252,6 @@ class Scripts:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=heed_interrupts,
         )
 
     def upgrade(self, url: URL) -> str:

@@ -66,8 +66,6 @@ def runner(project: Project) -> Iterator["subprocess.Popen[str]"]:
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
         stderr=subprocess.PIPE,
         text=True,
-        # A shell's job in the background ignores SIGINT, and so do its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         yield process
