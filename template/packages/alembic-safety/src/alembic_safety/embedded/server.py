@@ -88,6 +88,8 @@ class _Server:
                 raise EmbeddedPostgresError(
                     f"{self.home} holds other files; choose a folder for the server alone"
                 ) from None
+        else:
+            self.account.close(self.home)
 
     @contextmanager
     def lock(self, timeout: float) -> Iterator[None]:
