@@ -18,7 +18,7 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 from alembic_safety import embedded
 from alembic_safety.database.url import DatabaseURL
 
-collect_ignore_glob = ["*/in_project/*"]  # run in a rendered project, by tests/project
+collect_ignore_glob = ["*/in_project"]  # run in a rendered project, by tests/project
 
 Render = Callable[..., Project]
 RenderOnce = Callable[[tuple[tuple[str, object], ...]], Path]

@@ -508,7 +508,7 @@ def test_a_release_of_the_template_opens_one_pull_request(
     # The project changed the same line; the pull request is updated, and names the file. It also names
     # the files that the release deletes.
     assert "deleted" not in pull["body"]
-    releases.run("git", "rm", "--quiet", "template/docs/watching.md")
+    releases.run("git", "rm", "--quiet", "template/docs/monitoring.md")
     release(releases, "v1.2.0", "Better still.")
     lines = project.read("src/core/health.py").splitlines()
     project.write("src/core/health.py", "\n".join([lines[0], "# Mine.", *lines[2:]]) + "\n")
@@ -519,7 +519,7 @@ def test_a_release_of_the_template_opens_one_pull_request(
     assert "**Conflicts are marked in these files:**" in pull["body"]
     assert "- `src/core/health.py`" in pull["body"]
     assert "**These files are deleted, as the template no longer has them.**" in pull["body"]
-    assert "- `docs/watching.md`" in pull["body"]
+    assert "- `docs/monitoring.md`" in pull["body"]
 
     # What a person commits there stays.
     project.run("git", "fetch", "--quiet", "origin")
