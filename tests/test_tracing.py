@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -153,6 +155,12 @@ class Service:
             line = self._process.stderr.readline()
             assert line, self.log
             self.log += line
+        # A worker says that its application has started just before it listens.
+        for _ in range(100):
+            with suppress(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", self._port)).close()
+                break
+            time.sleep(0.05)
         return self
 
     def __exit__(self, *_: object) -> None:
