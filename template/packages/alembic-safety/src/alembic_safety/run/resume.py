@@ -80,7 +80,7 @@ class Resumption:
         if match := _DROP_INDEX.match(statement):
             name = match["index"]
             gone = not self._connection.scalar(_EXISTS, {"name": name})
-            return _skip(statement, f"the index {name} does not exist") if gone else None
+            return _skip(statement, f"the index {name} is dropped") if gone else None
         if (match := _REINDEX.match(statement)) and "CONCURRENTLY" in match[0].upper():
             self.indexes.drop_left_by_reindex(
                 match["name"] if match["kind"].upper() in {"INDEX", "TABLE"} else None
