@@ -17,7 +17,6 @@ from alembic_safety.database.pooler import connect_directly
 from alembic_safety.project import Project, Target
 from alembic_safety.run.blockers import Blockers
 from alembic_safety.run.runner import (
-    OwnConnection,
     changes_revision,
     run_revisions,
     set_timeouts,
@@ -82,14 +81,14 @@ def _run_offline(*, lock_timeout: int, statement: int) -> None:
         context.run_migrations()
 
 
-def _run_on(connection: Connection, project: Project, own: OwnConnection | None = None) -> None:
+def _run_on(connection: Connection, project: Project, blockers: Blockers | None = None) -> None:
     comparison = {}
     if alembic_internals.is_comparing():
         comparison = comparison_options(connection, project.load_metadata())
     context.configure(connection=connection, transaction_per_migration=True, **comparison)
     with context.begin_transaction():
         if changes_revision():
-            run_revisions(connection, project, own)
+            run_revisions(connection, project, blockers)
         else:
             context.run_migrations()
 
@@ -97,15 +96,15 @@ def _run_on(connection: Connection, project: Project, own: OwnConnection | None 
 async def _run_online(project: Project) -> None:
     target = project.target
     name = f"{target.application} migrations"
-    own = OwnConnection(url=target.url, blockers=Blockers())
+    blockers = Blockers()
     with telemetry.span("migrations"):
         async with (
             connect_directly(target.url, server_settings={"application_name": name}) as connected,
-            own.blockers.watched(*connected),
+            blockers.watched(*connected),
         ):
             _, connection = connected
             await connection.run_sync(set_timeouts, project.options)
-            await connection.run_sync(_run_on, project, own)
+            await connection.run_sync(_run_on, project, blockers)
 
 
 def _run(coroutine: Coroutine[None, None, None]) -> None:

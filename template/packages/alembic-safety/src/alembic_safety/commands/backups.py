@@ -44,7 +44,7 @@ def back_up(project: Project, given: str) -> int:
     if kind is BackupKind.OFF:
         print("No backup: the option backup is off.", file=sys.stderr)
         return 0
-    if given == PENDING and _is_at_head(project):
+    if given == PENDING and _nothing_is_pending(project):
         print("No backup: no revision is pending.", file=sys.stderr)
         return 0
 
@@ -121,5 +121,6 @@ def restore(project: Project, given: argparse.Namespace) -> int:
     return 0
 
 
-def _is_at_head(project: Project) -> bool:
-    return read_state(project, Revisions.load(project.make_config())).state is State.AT_HEAD
+def _nothing_is_pending(project: Project) -> bool:
+    state = read_state(project, Revisions.load(project.make_config()))
+    return state.state is not State.UNREACHABLE and not state.pending

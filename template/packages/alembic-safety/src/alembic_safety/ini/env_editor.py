@@ -123,7 +123,7 @@ class EnvEditor:
                 f'    {self.config}.set_main_option("{URL_OPTION}", {template})',
             ]
         if self.converted.sections and 'toml_alembic_config.get("sections"' not in self.env.text:
-            sections = f'{self.config}.toml_alembic_config.get("sections", {{}})'
+            sections = self.config + '.toml_alembic_config.get("sections", {})'
             lines += [
                 f"for section, options in {sections}.items():",
                 "    for option, value in options.items():",

@@ -56,7 +56,6 @@ _TABLE = text(
     "SELECT oid::regclass::text AS name, quote_ident(relname) AS short FROM pg_class"
     " WHERE oid = to_regclass(:table)"
 )
-_TABLE_NAME = text("SELECT to_regclass(:table)::text")
 _DESCRIBE_TRIAL = text(
     f"{_DESCRIBE} WHERE c.relnamespace = pg_my_temp_schema()"
     " AND t.relname = (parse_ident(:table))[1]"
@@ -161,9 +160,8 @@ class ConcurrentIndexes:
         found = self._find(build.name, build.table)
         if found is None:
             return None
-        if not found.valid and found.table == self._connection.scalar(
-            _TABLE_NAME, {"table": build.table}
-        ):
+        table = self._connection.scalar(_TABLE, {"table": build.table})
+        if not found.valid and found.table == table:
             self._drop(found)
             return None
         planned = self._describe(build, found)
@@ -226,6 +224,8 @@ class ConcurrentIndexes:
         except DBAPIError as error:
             if get_sqlstate(error) == SQLState.LOCK_NOT_AVAILABLE:
                 raise
+            if build.if_not_exists:
+                return found  # PostgreSQL keeps the existing index, whatever its definition
             raise ConflictingObjectError(
                 f"the index {found.name} of {found.table} exists and can't be compared with the "
                 f"one that the revision builds: {error.orig}"

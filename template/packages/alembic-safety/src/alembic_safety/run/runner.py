@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 from alembic import context
@@ -19,7 +18,6 @@ from alembic_safety.boundary import describe_error
 from alembic_safety.database import history
 from alembic_safety.database.history import Direction, Event, History
 from alembic_safety.database.lock import migration_lock
-from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import DatabaseUnavailableError, MigrationError
 from alembic_safety.options import BackupKind, SafetyOptions, parse_milliseconds
 from alembic_safety.project import Project
@@ -53,22 +51,15 @@ def changes_revision() -> bool:
     return True
 
 
-@dataclass(frozen=True, kw_only=True)
-class OwnConnection:
-    """A connection that was opened for the migrations, not passed by a caller."""
-
-    url: DatabaseURL
-    blockers: Blockers
-
-
-def run_revisions(connection: Connection, project: Project, own: OwnConnection | None) -> None:
+def run_revisions(connection: Connection, project: Project, blockers: Blockers | None) -> None:
     """Run the revisions of the current command.
 
     Args:
         connection: the connection that `context` was configured with.
         project: the project, for its options and target.
-        own: None if a caller passed the connection. The caller then owns transaction and timeouts,
-            and nothing is backed up, retried or recorded as failed.
+        blockers: sessions that block a connection which was opened for the migrations. None if a
+            caller passed the connection. The caller then owns transaction and timeouts, and nothing
+            is backed up, retried or recorded as failed.
 
     Raises:
         MigrationError: another runner changed the revisions that a downgrade would revert.
@@ -86,7 +77,7 @@ def run_revisions(connection: Connection, project: Project, own: OwnConnection |
         connection, version_table=migrations.version_table, wait=project.options.lock_wait
     ):
         # Resolve the steps again: the previous lock holder may have changed the revision.
-        run = _Run(connection, migrations, project, own)
+        run = _Run(connection, migrations, project, blockers)
         if steps.reverted(run.steps) != confirmed:
             raise MigrationError(
                 "another runner changed the revision of the database while this one waited, so "
@@ -125,13 +116,13 @@ class _Run:
         connection: Connection,
         migrations: MigrationContext,
         project: Project,
-        own: OwnConnection | None,
+        blockers: Blockers | None,
     ) -> None:
         self.connection = connection
         self.migrations = migrations
         self.project = project
         self.options = project.options
-        self.own = own
+        self.blockers = blockers
         self.in_caller_transaction = connection.in_transaction()
         self.resumption = Resumption(connection)
         self.history = History(connection)
@@ -153,7 +144,7 @@ class _Run:
         """
         changing = any(not isinstance(step, StampStep) for step in self.steps)
         kind = kind_before_migrations(self.project)
-        if self.own is None or not changing or kind is BackupKind.OFF:
+        if self.blockers is None or not changing or kind is BackupKind.OFF:
             return
         self._backup = take_backup(self.connection, self.project, kind).path.name
 
@@ -185,7 +176,7 @@ class _Run:
         try:
             yield
         except Exception as error:
-            if self.own is not None:
+            if self.blockers is not None:
                 self._record_failure(error)
             raise
 
@@ -218,7 +209,7 @@ class _Run:
                     context.run_migrations()
             except SQLAlchemyError as error:
                 raise_if_interrupted(error)
-                if get_sqlstate(error) != SQLState.LOCK_NOT_AVAILABLE or self.own is None:
+                if get_sqlstate(error) != SQLState.LOCK_NOT_AVAILABLE or self.blockers is None:
                     raise
                 # The rollback may have undone timeouts and the history table.
                 self._timeouts, self.history.is_ready = None, False
@@ -227,7 +218,7 @@ class _Run:
                     error,
                     tries=tries,
                     retries=self.options.lock_retries,
-                    held_by=self.own.blockers.take(),
+                    held_by=self.blockers.take(),
                 )
             else:
                 self._set_timeouts(None)
@@ -245,14 +236,14 @@ class _Run:
 
     def _set_timeouts(self, module: object) -> None:
         """Set the timeouts that a revision declares, or those of the options."""
-        if self.own is None:
+        if self.blockers is None:
             return
-        own = {
+        declared = {
             name: parse_milliseconds(value, f"{getattr(module, '__file__', '')}: {name}")
             for name in ("lock_timeout", "statement_timeout")
             if (value := getattr(module, name, None)) is not None
         }
-        wanted = self.options.model_copy(update=own) if own else self.options
+        wanted = self.options.model_copy(update=declared) if declared else self.options
         if self._timeouts is None or self._timeouts[0] != wanted:
             self._timeouts = (wanted, set_timeouts(self.connection, wanted))
 
