@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Own the engine: made when the application starts, closed when it stops."""
+    """Create the engines at startup and close them at shutdown."""
     settings = get_settings()
     tracing.start()
-    # The health check has a connection of its own: a busy pool is no reason to be taken out.
+    # A separate connection for health checks: a busy pool must not fail them.
     named_statements = settings.database_pooler is Pooler.NONE
     probe = create_engine(
         settings.url,

@@ -1,4 +1,4 @@
-"""What fixtures and tests both call."""
+"""Helpers of fixtures and tests."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -38,7 +38,7 @@ async def started_app(url: DatabaseURL, monkeypatch: pytest.MonkeyPatch) -> Asyn
 
 
 def make_client(app: FastAPI) -> httpx.AsyncClient:
-    """Return a client of `app`, to which an unexpected error is an answer, as to real ones."""
+    """Return a client of `app` that gets a response, not an exception, for an unhandled error."""
     return httpx.AsyncClient(
         transport=httpx.ASGITransport(app=app, raise_app_exceptions=False),
         base_url="http://test",

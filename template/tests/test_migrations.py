@@ -1,4 +1,4 @@
-"""What must be true of the revisions, whichever they are."""
+"""Checks of all revisions."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What must be true of the project's files."""
+"""Checks of the project's files."""
 
 from alembic_safety.options import ENVIRONMENT_PREFIX, OPTIONS
 from core.config import Settings

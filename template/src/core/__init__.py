@@ -1,1 +1,1 @@
-"""What the template owns: settings, database, migrations. `copier update` keeps improving it."""
+"""Settings, database and errors of the service; `copier update` keeps them up to date."""

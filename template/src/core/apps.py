@@ -1,4 +1,4 @@
-"""The apps are the folders of `src/apps`: none is listed anywhere, and none is skipped."""
+"""Discovery of apps: every folder in `src/apps` is one."""
 
 import importlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ APPS = ROOT / "src" / "apps"
 
 
 class AppImportError(Exception):
-    """A module of an app failed to import. The message names the file, the line and the cause."""
+    """A module of an app can't be imported. The message names the file, the line and the cause."""
 
 
 def import_app_modules(name: str) -> list[ModuleType]:

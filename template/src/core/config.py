@@ -1,4 +1,4 @@
-"""The settings of the service: environment variables, and `.env` in development."""
+"""Settings, from environment variables and, in development, from `.env`."""
 
 import os
 from enum import StrEnum
@@ -14,7 +14,7 @@ from core.project import ROOT, load_project
 
 
 def start_own_server(database: str = "postgres") -> DatabaseURL:
-    """Start the project's own PostgreSQL, in development and tests; return a database of it.
+    """Start the project's own PostgreSQL and return the URL of its database.
 
     Raises:
         EmbeddedPostgresError: it can't run here; the message says what to do.
@@ -31,7 +31,7 @@ def start_own_server(database: str = "postgres") -> DatabaseURL:
 
 
 class Environment(StrEnum):
-    """Where the service runs."""
+    """Environment that the service runs in."""
 
     DEV = "dev"
     TEST = "test"
@@ -39,16 +39,16 @@ class Environment(StrEnum):
 
 
 class Pooler(StrEnum):
-    """What stands between the service and PostgreSQL."""
+    """Connection pooler between the service and PostgreSQL."""
 
     NONE = "none"
-    """Nothing, or a pooler that leaves a connection its server: session mode."""
+    """No pooler, or one in session mode."""
     TRANSACTION = "transaction"
-    """PgBouncer or the like, where each transaction may run on another server connection."""
+    """PgBouncer or a similar pooler in transaction mode."""
 
 
 class SettingsError(Exception):
-    """A setting is wrong. The message has one line per setting and holds no secret."""
+    """A setting is invalid. The message has one line per setting and no secrets."""
 
 
 def _parse_url(value: object) -> object:
@@ -62,7 +62,7 @@ OptionalPostgresURL = Annotated[PostgresURL | None, NoDecode, BeforeValidator(_p
 
 
 class AnySettings(BaseSettings):
-    """What the service's settings and those of an app have in common; see `read_settings`."""
+    """Base of the service's settings and of an app's own; see `read_settings`."""
 
     model_config = SettingsConfigDict(
         extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
@@ -70,31 +70,30 @@ class AnySettings(BaseSettings):
 
 
 class Settings(AnySettings):
-    """Every setting, with its default. The environment variable is the name in capitals."""
+    """Settings of the service. The environment variables are the names in upper case."""
 
     environment: Environment = Environment.DEV
     database_url: OptionalPostgresURL = None
     sqlalchemy_database_uri: OptionalPostgresURL = None
-    """Another name for `database_url`."""
+    """Alias of `database_url`."""
     migration_database_url: OptionalPostgresURL = None
-    """For migrations alone: past the pooler, or with the rights to change the schema."""
+    """URL for migrations, if they need to bypass the pooler or use another role."""
     plan_database_url: OptionalPostgresURL = None
-    """Any database of the server where `make migrate-plan` makes its copy."""
+    """URL of the server on which `make migrate-plan` creates its copy."""
     database_pooler: Pooler = Pooler.NONE
     database_pool_size: Annotated[int, Field(ge=1, le=1000)] = 15
     database_max_overflow: Annotated[int, Field(ge=0, le=1000)] = 0
-    """Connections on top of the pool's, for a short while: each is opened for one use, which takes
-    longer than most uses."""
+    """Additional connections under load; each is closed after one use."""
     database_pool_timeout: Annotated[float, Field(gt=0)] = 5.0
-    """Seconds that a request waits for a free connection before it is answered with 503."""
+    """Seconds that a request waits for a free connection before it fails with 503."""
     metrics: bool = True
-    """Whether there are metrics for Prometheus."""
+    """Serve metrics for Prometheus."""
     metrics_port: Annotated[int | None, Field(ge=1, le=65535)] = None
-    """A port of their own; by default they are at /metrics of the service."""
+    """Separate port for metrics; None serves them at /metrics of the service."""
     metrics_host: str = "127.0.0.1"
-    """The address that this port listens on."""
+    """Address that `metrics_port` listens on."""
     database_command_timeout: Annotated[float, Field(gt=0)] = 30.0
-    """Seconds that a statement of a request may take before it is answered with 503."""
+    """Seconds that a statement of a request may take before the request fails with 503."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @model_validator(mode="after")
@@ -115,7 +114,7 @@ class Settings(AnySettings):
 
     @property
     def uses_own_server(self) -> bool:
-        """Whether the database is one of the project's own server, as none is set."""
+        """True if no URL is set, so that the project's own PostgreSQL is used."""
         return self.database_url is None and self.sqlalchemy_database_uri is None
 
     @cached_property
@@ -136,7 +135,7 @@ class Settings(AnySettings):
 
     @property
     def migration_url(self) -> DatabaseURL:
-        """The database to use, as migrations, backups and psql reach it."""
+        """URL of the database for migrations, backups and psql."""
         return self.migration_database_url or self.url
 
 
@@ -145,7 +144,7 @@ T = TypeVar("T", bound=AnySettings)
 
 @cache
 def get_settings() -> Settings:
-    """Return the settings; they are read once.
+    """Return the settings, which are read once.
 
     Raises:
         SettingsError: one line per wrong setting.
@@ -160,7 +159,7 @@ def get_settings() -> Settings:
 
 
 def read_settings(kind: type[T]) -> T:
-    """Read settings of a kind, an app's own for example, from where the service's are.
+    """Read settings, such as an app's own, from the same sources as the service's.
 
     Raises:
         SettingsError: one line per wrong setting.

@@ -1,4 +1,4 @@
-"""The engine, and what makes sessions. `core.dependencies` gives a request its session."""
+"""Engine and session factories."""
 
 import os
 import sys
@@ -35,15 +35,15 @@ from core.project import load_project
 
 
 class DatabaseTimeoutError(DatabaseUnavailableError):
-    """A statement had no answer in time: it is too slow, or the server hangs."""
+    """A statement timed out: it is too slow, or the server does not respond."""
 
 
 class ReadOnlyError(Exception):
-    """A session that is for reading was to write. It is a mistake of the program."""
+    """A write was attempted in a read session, which is a bug."""
 
 
 FRESH = 1.0
-"""Seconds for which a connection that was used is taken to be well, unless it was closed."""
+"""Seconds after its last use during which an open connection is not pinged."""
 
 
 class Pool(AsyncAdaptedQueuePool):
@@ -105,7 +105,7 @@ def create_engine(
     options.setdefault("poolclass", Pool)
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        # Not async_creator: SQLAlchemy gives no arguments to the dialect beside it.
+        # Not async_creator: SQLAlchemy ignores connect_args if that is set.
         connect_args={"async_creator_fn": connect, **dialect_arguments},
         **options,
     )
@@ -125,7 +125,7 @@ def create_engine(
 
 
 def _check_connections(engine: Engine) -> None:
-    """Let the pool replace connections that were closed, and those that do not answer.
+    """Replace connections at checkout that are closed or do not respond.
 
     SQLAlchemy's `pool_pre_ping` asks the server before each use, in three round trips. asyncpg knows
     by itself of a connection that the server closed; others are asked only where they have been idle.
@@ -151,26 +151,26 @@ def _check_connections(engine: Engine) -> None:
 
 
 def create_sessionmaker(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
-    """Return what makes the sessions of requests."""
+    """Return the session factory for requests."""
     return async_sessionmaker(engine, expire_on_commit=False)
 
 
 class ReadSession(Session):
-    """What an `AsyncReadSession` is made around."""
+    """Synchronous part of an `AsyncReadSession`."""
 
     def flush(self, objects: Any = None) -> None:
-        """Refuse to write."""
+        """Raise `ReadOnlyError` if there is anything to write."""
         self.refuse_to_write()
         super().flush(objects)
 
     def refuse_to_write(self) -> None:
-        """Raise `ReadOnlyError` where something was added, changed or deleted."""
+        """Raise `ReadOnlyError` if an object was added, changed or deleted."""
         if self.new or self.dirty or self.deleted:
             raise ReadOnlyError("a session for reading was given rows to write; use SessionDep")
 
 
 class AsyncReadSession(AsyncSession):
-    """A session that does not write what was added to it, changed or deleted: it refuses.
+    """A session that raises an error instead of writing.
 
     It refuses INSERT, UPDATE and DELETE, too; but what is in a `text()`, or in a function that is
     called, it does not know, and that is committed at once.
@@ -194,8 +194,8 @@ class AsyncReadSession(AsyncSession):
             if kind is None:
                 self.sync_session.refuse_to_write()
         finally:
-            # Not in a task of its own, as SQLAlchemy does it: there is nothing to roll back, so
-            # nothing is waited for that could be cancelled.
+            # SQLAlchemy closes in a separate task to survive cancellation. Closing a read session
+            # awaits nothing, so that task is not needed.
             await self.close()
 
 
@@ -210,7 +210,7 @@ def _refuse_to_write(state: ORMExecuteState) -> None:
 def create_read_sessionmaker(
     bind: AsyncEngine | AsyncConnection,
 ) -> async_sessionmaker[AsyncReadSession]:
-    """Return what makes the sessions of requests that only read.
+    """Return the session factory for requests that only read.
 
     On an engine, each statement stands by itself: no transaction is begun and none is ended, which
     saves two round trips of three. Two statements may see different states of the database.
@@ -227,7 +227,7 @@ def create_read_sessionmaker(
 
 
 def shell() -> None:
-    """Become psql on the configured database (`python -m core.database`)."""
+    """Replace this process with psql on the configured database (`python -m core.database`)."""
     try:
         url = get_settings().migration_url
         psql = find_client("psql", url)

@@ -1,4 +1,4 @@
-"""What routes ask FastAPI for."""
+"""Dependencies for routes."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -10,7 +10,7 @@ from core.database import AsyncReadSession
 
 
 async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
-    """Give a request its session: committed once at the end, rolled back on any error."""
+    """Yield a session that commits before the response is sent and rolls back on an error."""
     sessionmaker: async_sessionmaker[AsyncSession] = request.app.state.sessionmaker
     async with sessionmaker() as session:
         yield session
@@ -23,7 +23,7 @@ SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
 
 
 async def get_read_sessions(request: Request) -> async_sessionmaker[AsyncReadSession]:
-    """Give a route what makes sessions to read with: `async with read() as session`."""
+    """Return the read session factory: `async with read() as session`."""
     sessionmaker: async_sessionmaker[AsyncReadSession] = request.app.state.read_sessionmaker
     return sessionmaker
 

@@ -1,4 +1,4 @@
-"""One format for every error: RFC 9457 problem details (`application/problem+json`)."""
+"""Errors as RFC 9457 problem details (`application/problem+json`)."""
 
 import logging
 from collections.abc import Mapping
@@ -39,15 +39,15 @@ _UNAVAILABLE_CLASSES = ("08", "53", "57")  # connection, resources, operator int
 
 
 class FieldProblem(BaseModel):
-    """What is wrong with one field of a request."""
+    """Validation error of one field of a request."""
 
     field: str
-    """Where it stands: `body.email`, `query.limit`."""
+    """Location of the field, such as `body.email` or `query.limit`."""
     message: str
 
 
 class Problem(BaseModel):
-    """The body of every answer that is not a success."""
+    """Body of an error response."""
 
     type: str = "about:blank"
     title: str
@@ -59,7 +59,7 @@ class Problem(BaseModel):
 
 
 class AppError(Exception):
-    """An error that the caller is told of. Raise one of its kinds from a service."""
+    """Base of errors that services raise and clients see."""
 
     status = HTTPStatus.BAD_REQUEST
 
@@ -69,19 +69,19 @@ class AppError(Exception):
 
 
 class NotFoundError(AppError):
-    """What was asked for does not exist."""
+    """The requested record does not exist (404)."""
 
     status = HTTPStatus.NOT_FOUND
 
 
 class ConflictError(AppError):
-    """What was asked for contradicts what exists."""
+    """The request conflicts with existing data (409)."""
 
     status = HTTPStatus.CONFLICT
 
 
 class ProblemResponse(JSONResponse):
-    """A problem as a response."""
+    """Response with a problem as its body."""
 
     media_type = "application/problem+json"
 
@@ -94,7 +94,7 @@ def problem(
     errors: list[FieldProblem] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> ProblemResponse:
-    """Return the answer for an error of the HTTP status `status`."""
+    """Return the response for the HTTP status `status`."""
     body = Problem(
         title=_title(status),
         status=status,
@@ -175,7 +175,7 @@ async def _on_unavailable(request: Request, error: Exception) -> ProblemResponse
 
 
 class UnexpectedErrorMiddleware:
-    """Log what no handler knows, and answer 500.
+    """Log unhandled errors and respond with 500.
 
     A handler for `Exception` would run outside every middleware: without the request's id.
     """
@@ -184,7 +184,7 @@ class UnexpectedErrorMiddleware:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         started = False
 
         async def send_and_note(message: Message) -> None:
@@ -208,7 +208,7 @@ class UnexpectedErrorMiddleware:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Make every error of `app` a problem."""
+    """Return every error of `app` as problem details."""
     app.add_middleware(UnexpectedErrorMiddleware)
     handlers: dict[type[Exception], Any] = {
         AppError: _on_app_error,

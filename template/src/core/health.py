@@ -1,4 +1,4 @@
-"""`/health/live`: the process answers. `/health/ready`: it can serve, as the schema is there."""
+"""Health checks: `/health/live` (process) and `/health/ready` (database and schema)."""
 
 from http import HTTPStatus
 from typing import Literal
@@ -11,19 +11,19 @@ from alembic_safety.state import SchemaReader, State
 from core.errors import Problem, problem
 
 DEADLINE = 1.5
-"""Seconds that the database has to answer; probes commonly give up after two."""
+"""Seconds that the database has to respond; probes commonly time out after two."""
 MAX_AGE = 2.0
-"""Seconds for which the database's answer is given again, to probes and to /metrics."""
+"""Seconds for which the state is cached, for probes and for /metrics."""
 
 
 class Live(BaseModel):
-    """The process answers."""
+    """Response of a live process."""
 
     status: Literal["ok"] = "ok"
 
 
 class Ready(Live):
-    """The service can serve."""
+    """Response of a service that is ready."""
 
     schema_state: State
     current: str | None
@@ -31,12 +31,12 @@ class Ready(Live):
 
 
 async def live() -> Live:
-    """Say that the process answers; the database is not asked."""
+    """Return that the process is alive, without a query."""
     return Live()
 
 
 async def ready(request: Request) -> Ready | JSONResponse:
-    """Say whether the database answers and its schema has what this code needs.
+    """Return whether the database responds and its schema has what this code needs.
 
     A schema that is ahead has: a newer release migrated it, and this one was rolled back to, or is
     about to be replaced.
@@ -53,7 +53,7 @@ async def ready(request: Request) -> Ready | JSONResponse:
 
 
 def add_health_checks(app: FastAPI) -> None:
-    """Let `app` answer both, as routes of its own: a router adds a tenth to what a probe costs."""
+    """Add both routes to `app`."""
     app.add_api_route("/health/live", live, tags=["health"])
     app.add_api_route(
         "/health/ready",

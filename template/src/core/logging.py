@@ -1,4 +1,4 @@
-"""Standard logging: readable lines in dev and test, one JSON object a line in prod."""
+"""Logging: readable lines in dev and test, JSON lines in prod."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from core.request_id import request_id
 
 
 def configure_logging(settings: Settings) -> None:
-    """Set up logging, unless the caller has: a root logger with a handler is left alone."""
+    """Configure logging, unless the root logger already has a handler."""
     if logging.getLogger().handlers:
         return
     formatter: dict[str, Any]
@@ -67,7 +67,7 @@ class JSONFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Return the record as one line."""
         line = {name: value for name, value in vars(record).items() if name not in _OF_EVERY_RECORD}
         line["event"] = record.getMessage()
         line |= _context()
@@ -96,6 +96,6 @@ def _finish(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapp
 
 
 def _context() -> dict[str, str]:
-    """Return what a line says of the request that it belongs to."""
+    """Return the fields of a line that identify its request."""
     context = {"request_id": request_id(), "trace_id": tracing.trace_id()}
     return {name: value for name, value in context.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes: requests, the pool of connections, and the state of the schema.
+"""Metrics for Prometheus: requests, connection pool and schema state.
 
 `core.workers` has to be asked before this module is imported: see there. docs/monitoring.md
 explains each metric.
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 PATH = "/metrics"
 POOL_INTERVAL = 1.0
-"""Seconds between two looks at the pool."""
+"""Seconds between two samples of the pool."""
 UNMATCHED = "unmatched"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -77,7 +77,7 @@ def _of(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
 
 
 class SchemaCollector(Collector):
-    """Tells the state of the schema as `make migrate-status` and /health/ready do."""
+    """Collector of the schema state, as in `make migrate-status` and /health/ready."""
 
     def __init__(self, reader: SchemaReader, loop: asyncio.AbstractEventLoop) -> None:
         self._reader = reader
@@ -155,7 +155,7 @@ def _record_metrics(recorded: Recorded) -> Iterator[Metric]:
 
 
 class Metrics:
-    """The metrics of one application, which its lifespan serves."""
+    """Metrics of one application."""
 
     def __init__(self, settings: Settings, shared: Path | None) -> None:
         self._settings = settings
@@ -171,7 +171,7 @@ class Metrics:
             PlatformCollector(registry=self._registry)
 
     def count(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count a request that was answered, and how long it took."""
+        """Count a request and its duration in seconds."""
         # Labels whose values a caller could choose would have no end.
         method = scope["method"] if scope["method"] in _METHODS else "other"
         requests, durations = _of(method, _template(scope), status)
@@ -179,13 +179,13 @@ class Metrics:
         durations.observe(seconds)
 
     def add_to(self, app: FastAPI) -> None:
-        """Let the application answer /metrics, unless there is a port of its own for it."""
+        """Add /metrics to `app`, unless `metrics_port` is set."""
         if self._settings.metrics_port is None:
             app.add_api_route(PATH, self._answer, include_in_schema=False)
 
     @asynccontextmanager
     async def watching(self, reader: SchemaReader, pool: Pool) -> AsyncIterator[None]:
-        """Watch the schema and the pool, and serve the port for metrics if there is one."""
+        """Collect from the schema and the pool, and serve `metrics_port` if it is set."""
         collector = SchemaCollector(reader, asyncio.get_running_loop())
         self._registry.register(collector)
         watcher = asyncio.create_task(self._watch(pool))

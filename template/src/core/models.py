@@ -1,4 +1,4 @@
-"""What every model is made of, and how the models are found."""
+"""Base of the models, mixins, and discovery of models."""
 
 import sys
 import uuid
@@ -27,7 +27,7 @@ NAMING_CONVENTION = {
 
 
 class Base(DeclarativeBase):
-    """The base of every model."""
+    """Base of every model."""
 
     __table__: ClassVar[Table]  # to SQLAlchemy, it may be something that has no rows to insert
 
@@ -36,13 +36,13 @@ class Base(DeclarativeBase):
 
 
 class UUIDMixin:
-    """A primary key that grows with time (UUIDv7, RFC 9562), so that indexes stay compact."""
+    """UUIDv7 primary key (RFC 9562), which increases with time and keeps indexes compact."""
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7, sort_order=-100)
 
 
 class TimestampMixin:
-    """When a row came and when it last changed, by the database's clock."""
+    """Times of creation and of the last change, by the clock of the database."""
 
     created_at: Mapped[datetime] = mapped_column(server_default=func.now(), sort_order=100)
     updated_at: Mapped[datetime] = mapped_column(

@@ -1,4 +1,4 @@
-"""What pyproject.toml says about this project."""
+"""Name and version of the project, from pyproject.toml."""
 
 import os
 import tomllib
@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Project:
-    """The names of the project, as `[project]` and `[tool.service]` give them."""
+class ProjectNames:
+    """Names from `[project]` and `[tool.service]`."""
 
     name: str
     title: str
@@ -21,14 +21,14 @@ class Project:
 
 
 @cache
-def load_project() -> Project:
-    """Return the project's names; they are read once."""
+def load_project() -> ProjectNames:
+    """Return the names, which are read once."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         document = tomllib.load(file)
     project = document["project"]
     service = document.get("tool", {}).get("service", {})
     name = service.get("name", project["name"])
-    return Project(
+    return ProjectNames(
         name=name,
         title=service.get("title", name),
         description=project.get("description", ""),
@@ -37,5 +37,5 @@ def load_project() -> Project:
 
 
 def code_version() -> str:
-    """Return `CODE_VERSION` (set it to the commit), or the project's version."""
+    """Return `CODE_VERSION` (usually the commit) or the version of the project."""
     return os.environ.get("CODE_VERSION") or load_project().version

@@ -1,4 +1,4 @@
-"""Each request has an id: in its answer, in its log lines, in its errors."""
+"""Request ids, in the response, in log lines and in errors."""
 
 import logging
 import random
@@ -15,10 +15,10 @@ from core import tracing
 
 HEADER = b"x-request-id"
 PROBES = frozenset({"/health/live", "/health/ready", "/metrics"})
-"""What machines ask all the time."""
+"""Paths that machines poll."""
 
 Count = Callable[[Scope, int, float], None]
-"""Takes a request that was answered, the status, and seconds."""
+"""Callback with the scope, the status and the duration in seconds."""
 
 logger = logging.getLogger("service.access")
 
@@ -27,12 +27,12 @@ _ACCEPTABLE = re.compile(rb"[\w.:/+=-]{1,128}")  # nothing that could forge a lo
 
 
 def request_id() -> str | None:
-    """Return the id of the request that is being answered."""
+    """Return the id of the current request."""
     return _current.get()
 
 
 class RequestIDMiddleware:
-    """Take the caller's request id or make one, send it back; log the request, and have it counted.
+    """Assign an id to each request, return it to the client, log the request and count it.
 
     A probe that was answered well is logged for DEBUG only: there is one every few seconds.
     """
@@ -42,7 +42,7 @@ class RequestIDMiddleware:
         self.count = count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""Where spans go: OpenTelemetry's SDK, set up by its own variables. The extra `otel` installs it."""
+"""Export of spans with OpenTelemetry's SDK (extra `otel`), configured by its `OTEL_*` variables."""
 
 import atexit
 import logging
@@ -20,7 +20,7 @@ _BETWEEN_COMPLAINTS = 300.0
 
 
 def set_up() -> None:
-    """Send the spans of this process to where the environment says.
+    """Export the spans of this process as the environment says.
 
     Raises:
         ValueError: a variable is wrong.
@@ -34,14 +34,14 @@ def set_up() -> None:
 
 
 def _resource() -> Resource:
-    """Say whose spans they are; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES go first."""
+    """Return the resource; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence."""
     given = OTELResourceDetector().detect().attributes
     own = {"service.name": load_project().name, "service.version": code_version()}
     return Resource.create({name: own[name] for name in own if name not in given})
 
 
 def _exporters() -> Iterator[SpanExporter]:
-    """Make what OTEL_TRACES_EXPORTER names: `otlp`, `console`, or what another package brings."""
+    """Return the exporter that OTEL_TRACES_EXPORTER names: `otlp`, `console` or another package's."""
     known = entry_points(group="opentelemetry_traces_exporter")
     protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get(
         "OTEL_EXPORTER_OTLP_PROTOCOL"
@@ -61,7 +61,7 @@ def _exporters() -> Iterator[SpanExporter]:
 
 
 class _FirstComplaint(logging.Filter):
-    """Lets through one line in five minutes, and no traceback.
+    """Filter that passes one line in five minutes, without its traceback.
 
     A collector that is away is told of at each try of each batch.
     """

@@ -1,4 +1,4 @@
-"""OpenTelemetry: requests, statements and revisions are spans, where `OTEL_*` variables ask for it.
+"""OpenTelemetry spans of requests, statements and revisions, if `OTEL_*` variables ask for them.
 
 The spans of requests are FastAPI's own. Those of statements are made here, and belong to the span
 they run under: a request's, a revision's, or one that `span()` makes around a job. What runs under
@@ -28,7 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 LONGEST_FLUSH = 2.0
-"""Seconds that the end of a process waits for the collector."""
+"""Seconds that a process waits for the collector at exit."""
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _NOT_TRACED = "/health/,/metrics"
 
 
 def start() -> None:
-    """Trace from now on, if the environment asks for it.
+    """Start tracing, if the environment asks for it.
 
     A program that has set OpenTelemetry up keeps what it made. What is missing or wrong is logged
     in a line, and nothing is traced.
@@ -68,9 +68,9 @@ def _is_wanted() -> bool:
 
 
 def flush() -> None:
-    """Send what was not sent yet; give up after `LONGEST_FLUSH` seconds."""
+    """Export pending spans, for at most `LONGEST_FLUSH` seconds."""
     if force_flush := getattr(trace.get_tracer_provider(), "force_flush", None):
-        # It does not keep to a timeout of its own: to a collector that is away it talks for long.
+        # force_flush() ignores its timeout while the collector is unreachable.
         flushing = threading.Thread(target=force_flush, daemon=True)
         flushing.start()
         flushing.join(LONGEST_FLUSH)
@@ -79,25 +79,25 @@ def flush() -> None:
 
 
 def set_attribute(name: str, value: list[str]) -> None:
-    """Note something about the current span."""
+    """Set attributes of the current span."""
     trace.get_current_span().set_attribute(name, value)
 
 
 def trace_id() -> str | None:
-    """Return the id of the trace that goes on, as collectors show it."""
+    """Return the id of the current trace, as collectors show it."""
     context = trace.get_current_span().get_span_context()
     return f"{context.trace_id:032x}" if context.is_valid else None
 
 
 def is_excluded(scope: MutableMapping[str, Any]) -> bool:
-    """Return whether a request is not traced; FastAPI asks this, where anything is."""
+    """Return whether a request is excluded from tracing; FastAPI calls this."""
     url = str(URL(scope=scope).replace(query=""))
     return any(pattern.search(url) for pattern in excluded_urls())
 
 
 @cache
 def excluded_urls() -> list[re.Pattern[str]]:
-    """Return the patterns of the addresses that are not traced; they are read once."""
+    """Return the patterns of the excluded URLs, which are read once."""
     # The variables that OpenTelemetry's own instrumentation of FastAPI reads.
     given = os.environ.get("OTEL_PYTHON_FASTAPI_EXCLUDED_URLS")
     if given is None:

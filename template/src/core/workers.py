@@ -1,4 +1,4 @@
-"""What the workers of one service count together: files that each of them writes its own of."""
+"""Metrics of several workers, added up through files that each worker writes."""
 
 import hashlib
 import multiprocessing
@@ -11,17 +11,17 @@ from contextlib import suppress
 from pathlib import Path
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Where prometheus-client puts these files; it looks when it is imported, and never again."""
+"""Variable with the folder of these files; prometheus-client reads it at import."""
 _WITHOUT_CREATED = "PROMETHEUS_DISABLE_CREATED_SERIES"
-"""Else each counter and histogram had a series more, of when it began."""
+"""Variable that disables the `_created` series."""
 _PREFIX = "service-metrics-"
 _BEGINNING = 60.0
-"""Seconds that a worker may take until it counts."""
+"""Seconds within which a worker starts to write."""
 _OF_A_PROCESS = re.compile(r"_(\d+)\.db$")
 
 
 def share_counts() -> Path | None:
-    """Return the folder of the counts, which is made; None for a service of one process.
+    """Create and return the folder of the metrics; None for a single process.
 
     `uvicorn --workers` (and `--reload`) starts its workers by multiprocessing, which gives all of
     them one secret: what names the folder. Under another process manager, set the variable
@@ -45,7 +45,7 @@ def share_counts() -> Path | None:
 
 
 def forget_the_dead(folder: Path) -> None:
-    """Delete the gauges of workers that have ended; what they counted stays."""
+    """Delete the gauges of workers that ended, and keep their counters."""
     for file in folder.glob("gauge_live*.db"):
         match = _OF_A_PROCESS.search(file.name)
         if match and not _is_running(int(match[1])):

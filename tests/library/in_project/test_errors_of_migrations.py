@@ -176,4 +176,4 @@ def test_a_statement_that_runs_too_long_is_said_with_what_to_do(project: Project
     project.write("a1", None, "op.execute('SELECT pg_sleep(5)')")
     message = project.refused("upgrade", "head", statement_timeout="100ms")
     assert "canceling statement due to statement timeout" in message
-    assert "statement_timeout: raise it in the revision" in message
+    assert "statement_timeout, raise it in the revision" in message

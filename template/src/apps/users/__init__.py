@@ -1,4 +1,4 @@
-"""The example app. To do without it, delete this folder and `tests/apps/users`.
+"""Example app. To remove it, delete this folder and `tests/apps/users`.
 
 Then `make migrate-create MSG="Drop users"` writes the revision that drops its table.
 """

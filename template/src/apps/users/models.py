@@ -1,4 +1,4 @@
-"""The tables of the app."""
+"""Tables of the app."""
 
 from sqlalchemy import Index, String, func
 from sqlalchemy.orm import Mapped, mapped_column
@@ -12,7 +12,7 @@ class User(UUIDMixin, TimestampMixin, Base):
     __tablename__ = "users"
 
     email: Mapped[str] = mapped_column(String(254))
-    """Unique without regard to case; kept as it was given."""
+    """Unique regardless of case, stored as given."""
     full_name: Mapped[str] = mapped_column(String(200))
 
 

@@ -1,4 +1,4 @@
-"""The routes of the app."""
+"""Routes of the app."""
 
 import uuid
 from http import HTTPStatus

@@ -1,4 +1,4 @@
-"""What goes in and out over HTTP."""
+"""Request and response bodies."""
 
 import uuid
 from datetime import datetime
@@ -18,7 +18,7 @@ class UserCreate(BaseModel):
 
 
 class UserUpdate(BaseModel):
-    """What to change; a field that is left out stays as it is."""
+    """Changes to a user; omitted fields keep their values."""
 
     email: Email | None = None
     full_name: FullName | None = None

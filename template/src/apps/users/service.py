@@ -1,7 +1,6 @@
-"""What can be done with users. Functions flush; the session's owner commits.
+"""Operations on users. They flush; the owner of the session commits.
 
-What is only shown is read as rows: an object of the session is for what will be changed, and costs
-more.
+Reads that are only shown select rows, which cost less than ORM objects.
 """
 
 import uuid

@@ -45,8 +45,9 @@ _SQLSTATE: dict[str, str] = {
     ),
     SQLState.DISK_FULL: "the disk of the server is full; free space, and run this command again",
     SQLState.QUERY_CANCELED: (
-        "the statement ran for longer than statement_timeout: raise it in the revision "
-        '(statement_timeout = "10min" at the top of its file)'
+        "if the statement ran for longer than statement_timeout, raise it in the revision "
+        '(statement_timeout = "10min" at the top of its file); if someone canceled it, run this '
+        "command again"
     ),
 }
 CONNECTION_LOST = (

@@ -72,9 +72,9 @@ class SafetyOptions(Table):
     """`module:name` of the models' metadata: a MetaData, or a function that returns one or
     several. Only autogenerate, `alembic check` and the plan need it."""
     lock_wait: Milliseconds = 60_000
-    """Time to wait for another runner that is migrating the same database."""
+    """Time to wait for another runner that is migrating the same database; 0 means not at all."""
     lock_timeout: Milliseconds = 2_000
-    """Time a statement waits for a lock; queries that arrive later queue behind it."""
+    """Time a statement waits for a lock, while later queries queue behind it; 0 means no limit."""
     lock_retries: Count = 10
     """Number of retries of a revision after a lock timeout."""
     statement_timeout: Milliseconds = 0

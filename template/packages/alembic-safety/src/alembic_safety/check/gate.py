@@ -116,7 +116,7 @@ class _Gate:
     async def base(self) -> Findings:
         self._branch = read_branch(self._project, self._base)
         if self._branch is None:
-            raise _Skipped("there is none here to compare with; BASE=<branch or commit> names one")
+            raise _Skipped("there is none to compare with; name one: --base=<branch or commit>")
         return self._branch.name, []
 
     async def one_head(self) -> Findings:

@@ -67,6 +67,6 @@ class ServerGuard(Observer):
         if found := _SERVER_WIDE.search(f"{executed}\n{called}"):
             raise MigrationError(
                 f"{' '.join(found[0].upper().split())} is for the whole server, and the copy is on "
-                "the live one, so it was not run there. Set PLAN_DATABASE_URL to another server to "
-                "rehearse it"
+                "the live one, so it was not run there. Set PLAN_DATABASE_URL (Target.plan_url in "
+                "migrations/env.py) to another server to rehearse it"
             )

@@ -138,8 +138,9 @@ async def _make(
     else:
         return server, "PLAN_DATABASE_URL's server" if planned else "the same server"
     message = (
-        f"{refused}\nA plan is rehearsed on a copy of the schema: let this user make databases "
-        "(ALTER ROLE ... CREATEDB), or set PLAN_DATABASE_URL to a server where it may."
+        f"{refused}\nA plan is rehearsed on a copy of the schema: let this user create databases "
+        "(ALTER ROLE ... CREATEDB), or set PLAN_DATABASE_URL (Target.plan_url in migrations/env.py) "
+        "to a server where it may."
     )
     if target.scratch_server is None:
         raise ScratchError(message) from refused

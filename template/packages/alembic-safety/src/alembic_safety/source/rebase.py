@@ -23,7 +23,7 @@ def rebase(project: Project, base: str) -> list[str]:
     """
     branch = read_branch(project, base)
     if branch is None:
-        raise MigrationError("there is no base branch here: BASE=<branch or commit> names one")
+        raise MigrationError("there is no base branch here; name one: --base=<branch or commit>")
     if len(branch.heads) != 1:
         heads = ", ".join(branch.heads) or "none"
         raise MigrationError(f"{branch.name} needs to have one head, and has: {heads}")

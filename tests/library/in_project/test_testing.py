@@ -1,35 +1,41 @@
-"""What must be true of the migrated database that a later run finds again."""
+"""Migrated databases for test suites."""
 
 import os
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psycopg
 import pytest
-from tests import migrated
+from psycopg.rows import TupleRow
 from tests.inside.support import Project
-from tests.migrated import Connection, drop_unused, migrated_database, migrated_name
 
 from alembic_safety.database.url import DatabaseURL
+from alembic_safety.testing import MigratedDatabases
 
-PREFIX = f"{migrated.PREFIX}{os.getpid()}_"
+Connection = psycopg.Connection[TupleRow]
+PREFIX = f"kept_{os.getpid()}_"
 FIRST, SECOND = (f"{PREFIX}migrated_{digit * 12}" for digit in "12")
 
 
 @pytest.fixture
-def connections(
-    server_url: DatabaseURL, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Connection, Connection]]:
-    """Those of two runs, to which no other database is the project's."""
-    monkeypatch.setattr(migrated, "PREFIX", PREFIX)
+def connections(server_url: DatabaseURL) -> Iterator[tuple[Connection, Connection]]:
+    """Those of two runs."""
     with (
         psycopg.connect(server_url.libpq, autocommit=True) as one,
         psycopg.connect(server_url.libpq, autocommit=True) as other,
     ):
         yield one, other
-        drop_unused(one, keep=0)
+        MigratedDatabases(one, prefix=PREFIX, keep=0).drop_unused()
+
+
+def migrated_database(
+    connection: Connection, name: str, migrate: Callable[[str], None], *, keep: int
+) -> AbstractContextManager[None]:
+    return MigratedDatabases(connection, prefix=PREFIX, keep=keep).use(name, migrate)
 
 
 @pytest.fixture
@@ -150,21 +156,49 @@ def test_of_migrations_that_fail_nothing_is_left(
         pass
 
 
+def test_databases_of_processes_that_ended_are_dropped(connection: Connection) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    names = [f"abandoned_{pid}_shared" for pid in (ended.pid, os.getpid())]
+    databases = MigratedDatabases(connection, prefix="abandoned_", keep=0)
+    for name in names:
+        connection.execute(f'CREATE DATABASE "{name}" IS_TEMPLATE true'.encode())
+    try:
+        databases.drop_abandoned()
+        query = "SELECT datname FROM pg_database WHERE starts_with(datname, 'abandoned_')"
+        assert [row[0] for row in connection.execute(query)] == names[1:]
+    finally:
+        connection.execute(f'ALTER DATABASE "{names[1]}" IS_TEMPLATE false'.encode())
+        connection.execute(f'DROP DATABASE "{names[1]}"'.encode())
+
+
+SRC = {
+    "core/config.py": "",
+    "core/models.py": "",
+    "core/names.py": "from . import tables",
+    "core/tables.py": "from apps.users import (\n    models,\n)",
+    "apps/users/models.py": "",
+    "apps/users/tables.sql": "",
+    "apps/orders/models.py": "",
+}
+
+
 class Sources:
     """Revisions and a folder `src` of the test's own, and the name that they lead to."""
 
     def __init__(self, folder: Path, connection: Connection) -> None:
         self.src = folder / "src"
-        for name in ("core/config.py", "apps/users/models.py", "apps/users/tables.sql"):
+        for name, text in SRC.items():
             (self.src / name).parent.mkdir(parents=True, exist_ok=True)
-            (self.src / name).touch()
+            (self.src / name).write_text(text, encoding="utf-8")
         self.versions = folder / "versions"
         self.versions.mkdir()
         self.project = Project(self.versions, connection)
         self.project.write("a1")
 
     def name(self) -> str:
-        return migrated_name(self.project.connection, self.project.config(), src=self.src)
+        databases = MigratedDatabases(self.project.connection, prefix=PREFIX, keep=0)
+        return databases.name_for(self.project.config(), src=self.src)
 
 
 @pytest.fixture
@@ -195,9 +229,13 @@ def test_what_migrations_are_made_of_changes_the_name(sources: Sources, file: st
     [
         ("from apps.users.models import User", True),
         ("import json, apps.users", True),
+        ("import apps", True),
+        ("from core.names import NAMES", True),
+        ("from core import models", True),
         ("from core.models import Base, import_models", True),
         ('users = importlib.import_module("apps.users.models")', True),
         ("from core.config import get_settings", False),
+        ("from apps.orders.models import Order", False),
         ("# apps", False),
     ],
 )
