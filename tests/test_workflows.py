@@ -242,7 +242,7 @@ def test_ci_checks_and_shows_the_plan_of_a_pull_request(repository: Repository) 
     assert {name: job.result for name, job in done.items()} == dict.fromkeys(done, "success"), done[
         "check"
     ].log
-    assert done["check"].steps == ["make check", "make migrate-check", "make test"]
+    assert done["check"].steps == ["make check", "make migrate-check", "make test COVERAGE=1"]
     assert "ok    base branch         origin/main" in done["check"].log
     assert "1 revision new to origin/main" in done["plan"].summary
     assert "| Nothing yet | safe |" in done["plan"].summary
