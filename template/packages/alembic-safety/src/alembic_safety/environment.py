@@ -13,7 +13,7 @@ from alembic_safety import alembic_internals, telemetry
 from alembic_safety.autogenerate.compare import comparison_options
 from alembic_safety.boundary import readable_errors
 from alembic_safety.config import AlembicConfig
-from alembic_safety.database.pooler import connect_directly
+from alembic_safety.database.session import open_session
 from alembic_safety.project import Project, Target
 from alembic_safety.run.blockers import Blockers
 from alembic_safety.run.runner import (
@@ -99,12 +99,11 @@ async def _run_online(project: Project) -> None:
     blockers = Blockers()
     with telemetry.span("migrations"):
         async with (
-            connect_directly(target.url, server_settings={"application_name": name}) as connected,
-            blockers.watched(*connected),
+            open_session(target.url, application=name, refuse_poolers=True) as session,
+            blockers.watched(session),
         ):
-            _, connection = connected
-            await connection.run_sync(set_timeouts, project.options)
-            await connection.run_sync(_run_on, project, blockers)
+            await session.run(set_timeouts, project.options)
+            await session.run(_run_on, project, blockers)
 
 
 def _run(coroutine: Coroutine[None, None, None]) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import MetaData
 
 from alembic_safety.boundary import migration_errors
 from alembic_safety.config import AlembicConfig, make_config, toml_file
-from alembic_safety.database.url import DatabaseURL
+from alembic_safety.database.url import DatabaseURL, DatabaseURLError
 from alembic_safety.errors import AlembicConfigError, MigrationError
 from alembic_safety.metadata import load_metadata
 from alembic_safety.options import SafetyOptions
@@ -151,8 +151,11 @@ class Project:
         Raises:
             MigrationError: a setting is invalid; the message comes from the project.
         """
-        with self._readable_errors():
-            return self._get_target()
+        try:
+            with self._readable_errors():
+                return self._get_target()
+        except DatabaseURLError as error:
+            raise MigrationError(f"the database URL {error}") from None
 
     def load_metadata(self) -> list[MetaData]:
         """Return the metadata of the models.

@@ -46,4 +46,4 @@ def quote_identifier(name: str) -> str:
 def get_sqlstate(error: BaseException) -> str:
     """Return the SQLSTATE of an error from the server; an empty string for any other error."""
     cause = error.orig if isinstance(error, DBAPIError) else None
-    return getattr(cause, "sqlstate", None) or ""
+    return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or ""  # psycopg2

@@ -2,22 +2,20 @@
 
 import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from alembic_safety.boundary import describe_error, migration_errors
 from alembic_safety.check.imports import import_problem
 from alembic_safety.check.linter import find_squawk, lint
 from alembic_safety.check.models import compare_with_models
 from alembic_safety.check.round_trips import run_round_trips
-from alembic_safety.database.connection import create_engine
-from alembic_safety.database.url import DatabaseURL
+from alembic_safety.database.session import open_session
 from alembic_safety.errors import MigrationError
 from alembic_safety.plan.planner import RevisionPlan, plan_revisions, rehearse_from
 from alembic_safety.plan.rehearsal import prepare
@@ -184,9 +182,9 @@ class _Gate:
 
     async def round_trips(self) -> Findings:
         self._need_imports()
-        async with self._scratch() as copy, _connected(copy.url) as connection:
-            count, problems = await connection.run_sync(
-                run_round_trips, self._project, shared=copy.shared
+        async with self._scratch() as copy, open_session(copy.url) as session:
+            count, problems = await session.run(
+                partial(run_round_trips, shared=copy.shared), self._project
             )
         return f"{_count(count, 'revision')}, the schema as before each time", problems
 
@@ -194,10 +192,8 @@ class _Gate:
         self._need_imports()
         async with self._scratch() as copy:
             await prepare(self._project, copy, "heads")
-            async with _connected(copy.url) as connection:
-                return "no difference", await connection.run_sync(
-                    compare_with_models, self._project
-                )
+            async with open_session(copy.url) as session:
+                return "no difference", await session.run(compare_with_models, self._project)
 
     async def plan(self) -> Findings:
         branch = self._need_branch()
@@ -270,13 +266,6 @@ class _Gate:
 
     def _scratch(self) -> AbstractAsyncContextManager[Scratch]:
         return scratch(self._project, (), with_data=False, empty=True)
-
-
-@asynccontextmanager
-async def _connected(url: DatabaseURL) -> AsyncIterator[AsyncConnection]:
-    engine = create_engine(url)
-    async with engine.connect() as connection:
-        yield connection
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,14 +1,33 @@
-"""PostgreSQL URLs that mean the same to asyncpg (migrations) and libpq (backups)."""
+"""PostgreSQL URLs that mean the same to asyncpg and to libpq, its programs and its drivers."""
 
 import getpass
 import os
 import re
 from dataclasses import dataclass, replace
-from ipaddress import IPv6Address
+from enum import StrEnum
 from typing import Any, Self
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
-SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
+from alembic_safety.database.hosts import only_one, resolve_hosts
+
+
+class Driver(StrEnum):
+    """Driver that revisions run on. All other connections use asyncpg."""
+
+    ASYNCPG = "asyncpg"
+    """Accepts one statement per `op.execute`."""
+    PSYCOPG = "psycopg"
+    PSYCOPG2 = "psycopg2"
+
+
+_DRIVERS = {
+    "postgresql": Driver.ASYNCPG,
+    "postgres": Driver.ASYNCPG,
+    "postgresql+asyncpg": Driver.ASYNCPG,
+    "postgresql+psycopg": Driver.PSYCOPG,
+    "postgresql+psycopg_async": Driver.PSYCOPG,
+    "postgresql+psycopg2": Driver.PSYCOPG2,
+}
 
 # asyncpg would send these to the server as run-time parameters, and the server would refuse the
 # connection. https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
@@ -62,11 +81,11 @@ _UNSUPPORTED = {
     "put the host, port, user and database of the service into the URL",
 }
 SSL_MODES = ("prefer", "disable", "allow", "require", "verify-ca", "verify-full")
-_LARGEST_PORT = 65535
-_DEFAULT_PORT = "5432"
-_DEFAULT_HOSTS = "/var/run/postgresql,/tmp,localhost"
-"""Explicit, because the defaults of asyncpg and of each build of libpq differ."""
 _ASYNCPG_NAMES = {"ssl": "sslmode"}
+
+
+class DatabaseURLError(ValueError):
+    """A URL is invalid. The message follows a name of the URL, and has no part of a password."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -80,6 +99,7 @@ class DatabaseURL:
     database: str
     query: tuple[tuple[str, str], ...] = ()
     """The remaining parameters: TLS options and run-time parameters of the session."""
+    driver: Driver = Driver.ASYNCPG
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -90,15 +110,22 @@ class DatabaseURL:
         PGSERVICE are ignored, as asyncpg does.
 
         Raises:
-            ValueError: `text` is not a PostgreSQL URL, or contradicts itself. The message contains
-                no part of a password.
+            DatabaseURLError: `text` is not a PostgreSQL URL, or contradicts itself.
         """
+        try:
+            return cls._parse(text)
+        except ValueError as error:
+            raise DatabaseURLError(str(error)) from None
+
+    @classmethod
+    def _parse(cls, text: str) -> Self:
         scheme, separator, _ = text.strip().partition("://")
         if not separator:
             raise ValueError("is not a URL; expected postgresql://user:password@host:5432/database")
-        if scheme.lower() not in SCHEMES:
+        driver = _DRIVERS.get(scheme.lower())
+        if driver is None:
             shown = scheme if scheme.replace("+", "").isalnum() else "?"
-            raise ValueError(f"has the scheme {shown!r}; expected one of {', '.join(SCHEMES)}")
+            raise ValueError(f"has the scheme {shown!r}; expected one of {', '.join(_DRIVERS)}")
         try:
             parts = urlsplit(text.strip())
             query = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
@@ -122,14 +149,15 @@ class DatabaseURL:
         userinfo, _, authority = parts.netloc.rpartition("@")
         user, _, password = userinfo.partition(":")
         passwords = query.get("password", ())
-        hosts = _resolve_hosts(authority, query)
+        hosts = resolve_hosts(authority, query)
         names = query.get("dbname", []) + query.get("database", [])
-        database = _only_one("databases", unquote(parts.path.removeprefix("/")), *names)
+        database = only_one("databases", unquote(parts.path.removeprefix("/")), *names)
         if not database:
             raise ValueError("names no database; expected .../database at the end of the URL")
         return cls(
-            user=_only_one("users", unquote(user), *query.get("user", ())) or _default_user(),
-            password=_only_one("passwords", unquote(password), *passwords, secret=True) or None,
+            driver=driver,
+            user=only_one("users", unquote(user), *query.get("user", ())) or _default_user(),
+            password=only_one("passwords", unquote(password), *passwords, secret=True) or None,
             hosts=hosts,
             database=database,
             query=tuple(
@@ -204,76 +232,6 @@ class DatabaseURL:
 
     def __repr__(self) -> str:
         return f"DatabaseURL({self.without_password!r})"
-
-
-def _only_one(plural: str, *values: str, secret: bool = False) -> str:
-    """Return the only distinct value that is not empty; an empty string if there is none.
-
-    Raises:
-        ValueError: there are several.
-    """
-    given = list(dict.fromkeys(filter(None, values)))
-    if len(given) > 1:
-        shown = "" if secret else f", {given[0]} and {given[1]}"
-        raise ValueError(f"has two {plural}{shown}; remove one of them")
-    return given[0] if given else ""
-
-
-def _resolve_hosts(authority: str, query: dict[str, list[str]]) -> tuple[tuple[str, int], ...]:
-    """Return the pairs of host and port; missing ones come from PGHOST and PGPORT."""
-    lists = [[(unquote(host), port) for host, port in _split_hosts(authority)]]
-    lists += [_split_hosts(value) for value in query.get("host", ())]
-    if not any(host for pairs in lists for host, _ in pairs):
-        lists.append(_split_hosts(os.environ.get("PGHOST") or _DEFAULT_HOSTS))
-    hosts = _only_one("hosts", *(",".join(host for host, _ in pairs) for pairs in lists)).split(",")
-    given = [",".join(port for _, port in pairs) for pairs in lists] + query.get("port", [])
-    ports = [_only_one("ports", *of_host) for of_host in zip(*_for_each(hosts, given), strict=True)]
-    if not all(ports):
-        [default] = _for_each(hosts, [os.environ.get("PGPORT") or _DEFAULT_PORT])
-        ports = [port or default[index] for index, port in enumerate(ports)]
-    return tuple((host, int(port)) for host, port in zip(hosts, ports, strict=True))
-
-
-def _split_hosts(text: str) -> list[tuple[str, str]]:
-    """Return the pairs of host and port in a comma-separated list; missing parts are empty."""
-    pairs = []
-    for item in text.split(","):
-        if item.startswith("/") or _is_ipv6(item):  # unbracketed, as in ?host=
-            host, port = item, ""
-        elif item.startswith("["):
-            host, _, port = item[1:].partition("]")
-            port = port.removeprefix(":")
-        else:
-            host, _, port = item.partition(":")
-        if not host and "," in text:
-            raise ValueError("has an empty host in its list of hosts")
-        pairs.append((host, port))
-    return pairs
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        IPv6Address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _for_each(hosts: list[str], lists: list[str]) -> list[list[str]]:
-    """Split each comma-separated list of ports into one port per host; repeat a single port."""
-    expanded = []
-    for text in lists:
-        ports = text.split(",")
-        for port in filter(None, ports):
-            if not (port.isascii() and port.isdigit() and 0 < int(port) <= _LARGEST_PORT):
-                raise ValueError(
-                    "has a port (or takes one from PGPORT) that is not a number from 1 to 65535; "
-                    "in a password, write : as %3A, / as %2F and @ as %40"
-                )
-        if len(ports) not in {1, len(hosts)}:
-            raise ValueError(f"has {len(ports)} ports for {len(hosts)} hosts")
-        expanded.append(ports * len(hosts) if len(ports) == 1 else ports)
-    return expanded
 
 
 def _default_user() -> str:

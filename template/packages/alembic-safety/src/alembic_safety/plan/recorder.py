@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, event, text
-from sqlalchemy.util import await_only
 
+from alembic_safety.database.session import await_in_session, is_in_block
 from alembic_safety.errors import MigrationError
 from alembic_safety.plan.diff import Change
 from alembic_safety.plan.effects import EffectReader, StatementEffects
@@ -135,7 +135,7 @@ class Recorder(Observer):
             event.remove(self.connection, "before_cursor_execute", self._before)
             event.remove(self.connection, "after_cursor_execute", self._after)
             event.remove(engine, "handle_error", self._failed)
-            await_only(self._watcher.stop())
+            await_in_session(self._watcher.stop())
 
     @contextmanager
     def _pause(self) -> Iterator[None]:
@@ -185,13 +185,12 @@ class Recorder(Observer):
         Where PostgreSQL allows it, the statement runs in a transaction block, which keeps its
         locks until they were read. Otherwise the watcher looks at them while it runs.
         """
-        driver: Any = self.connection.connection.driver_connection
-        in_batch = driver.is_in_transaction()  # in_batches() has begun a block
+        in_batch = is_in_block(self.connection)  # in_batches() has begun one
         self._in_block = in_batch or not _NO_TRANSACTION.match(sql)
         pid = self.connection.scalar(text("SELECT pg_backend_pid()"))
         tables = self._effects.begin_outside(committed=not self._in_block)
         if not self._in_block:
-            await_only(self._watcher.start(pid, tables))
+            await_in_session(self._watcher.start(pid, tables))
         elif not in_batch:
             self.connection.exec_driver_sql("BEGIN")
             self._began = True
@@ -220,7 +219,7 @@ class Recorder(Observer):
                 effects = self._effects.read(sql)
                 self._end_outside("COMMIT")
             else:
-                locks = await_only(self._watcher.stop())
+                locks = await_in_session(self._watcher.stop())
                 effects = self._effects.read_committed(sql, locks)
             if not in_transaction:
                 self._effects.begin_transaction()

@@ -1,15 +1,12 @@
 """Rehearsal of revisions on a scratch copy."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from functools import partial
 
 from alembic import command
 from alembic.util import CommandError
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from alembic_safety.database.connection import create_engine
-from alembic_safety.database.url import DatabaseURL
+from alembic_safety.database.session import open_session
 from alembic_safety.plan.fingerprint import Fingerprint, describe_difference
 from alembic_safety.plan.guard import ServerGuard
 from alembic_safety.plan.locks import LockWatcher
@@ -33,14 +30,12 @@ async def rehearse(
     Returns:
         The revisions in order. A revision that fails is the last one.
     """
-    async with _engine(copy.url) as engine, engine.connect() as connection:
-        watcher = LockWatcher(engine)
-        recorder = await connection.run_sync(
-            lambda sync: Recorder(sync, watcher, shared=copy.shared)
-        )
-        await connection.run_sync(_upgrade, project, recorder, target)
+    async with open_session(copy.url) as session:
+        watcher = LockWatcher(session.engine)
+        recorder = await session.run(partial(Recorder, watcher=watcher, shared=copy.shared))
+        await session.run(_upgrade, project, recorder, target)
         if downgrades and not any(item.error for item in recorder.revisions):
-            await connection.run_sync(_downgrade, project, recorder, shared=copy.shared)
+            await session.run(partial(_downgrade, shared=copy.shared), project, recorder)
         return recorder.revisions
 
 
@@ -52,8 +47,8 @@ async def prepare(project: Project, copy: Scratch, revision: str) -> None:
         with guard.watching():
             command.upgrade(project.make_config(connection=connection, observer=guard), revision)
 
-    async with _engine(copy.url) as engine, engine.connect() as connection:
-        await connection.run_sync(upgrade)
+    async with open_session(copy.url) as session:
+        await session.run(upgrade)
 
 
 def _upgrade(connection: Connection, project: Project, recorder: Recorder, target: str) -> None:
@@ -84,12 +79,3 @@ def _downgrade(
             item.downgrade_error = f"the downgrade {describe_difference(newly_lost, newly_left)}"
     if error:
         items[len(runner.fingerprints) - 1].downgrade_error = error
-
-
-@asynccontextmanager
-async def _engine(url: DatabaseURL) -> AsyncIterator[AsyncEngine]:
-    engine = create_engine(url)
-    try:
-        yield engine
-    finally:
-        await engine.dispose()

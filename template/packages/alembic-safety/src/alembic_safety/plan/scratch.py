@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqlalchemy import text
@@ -90,7 +90,7 @@ async def scratch(
             await _dump(live, file, with_data=with_data)
         server, where = await _make(target, name, file, with_data=with_data)
     try:
-        url = server.with_database(name)
+        url = replace(server.with_database(name), driver=live.driver)
         if not (empty or with_data):  # a copy with data has the rows of Alembic's table
             await _stamp(url, revisions)
         yield Scratch(url=url, server=where, shared=server is live)

@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from alembic_safety.database.session import Session
 from alembic_safety.errors import DatabaseUnavailableError
 
 INTERVAL = 0.25
@@ -39,17 +40,14 @@ class Blockers:
         return "; ".join(seen) or "a session that ended meanwhile"
 
     @asynccontextmanager
-    async def watched(
-        self, engine: AsyncEngine, connection: AsyncConnection
-    ) -> AsyncIterator[None]:
-        """Poll the sessions that block `connection`, for the duration of the block.
+    async def watched(self, session: Session) -> AsyncIterator[None]:
+        """Poll the sessions that block `session`, for the duration of the block.
 
         Without a second connection, the migration continues unwatched.
         """
-        pid = await connection.scalar(text("SELECT pg_backend_pid()"))
-        await connection.rollback()  # Alembic treats an open transaction as its caller's
+        pid = await session.run(_read_pid)
         # An empty context keeps these queries out of the trace of the migration.
-        watcher = asyncio.create_task(self._watch(engine, pid), context=Context())
+        watcher = asyncio.create_task(self._watch(session.engine, pid), context=Context())
         try:
             yield
         finally:
@@ -71,6 +69,12 @@ class Blockers:
                             for row in rows
                         ]
                     await asyncio.sleep(INTERVAL)
+
+
+def _read_pid(connection: Connection) -> int | None:
+    pid: int | None = connection.scalar(text("SELECT pg_backend_pid()"))
+    connection.rollback()  # Alembic treats an open transaction as its caller's
+    return pid
 
 
 def _shorten(query: str) -> str:

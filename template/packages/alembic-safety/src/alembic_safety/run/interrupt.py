@@ -1,30 +1,28 @@
-"""Interruption by Ctrl-C, which asyncio delivers as the cancellation of the task that runs."""
+"""Interruption of a run by Ctrl-C."""
 
 import asyncio
 import time
+
+from alembic_safety.database.session import is_canceled
 
 _STEP = 0.1
 """Seconds for which an interruption of a pause may go unnoticed."""
 
 
 def raise_if_interrupted(error: BaseException | None = None) -> None:
-    """Raise the cancellation of this task, if there is one.
+    """Raise the cancellation of the run, if there is one.
 
     The cleanup of a revision (`finally`, the end of an autocommit block) uses a connection that
-    the cancellation has closed. Its error takes the cancellation's place, and the runner would
-    take it for the revision's own.
+    the cancellation has closed. Its error replaces the cancellation, and the runner would take it
+    for the revision's own.
 
     Args:
-        error: what was raised instead.
+        error: the error that was raised instead.
 
     Raises:
-        asyncio.CancelledError: this task was cancelled.
+        asyncio.CancelledError: the run was canceled.
     """
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # no event loop: a connection that a program gave
-        return
-    if task is not None and task.cancelling():
+    if is_canceled():
         raise asyncio.CancelledError from error
 
 

@@ -1,0 +1,169 @@
+"""The library in projects that `alembic init` made, on each driver, as its README says."""
+
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.rows import TupleRow
+from tests.support import ROOT, Completed, Project
+
+from alembic_safety.database.url import DatabaseURL
+
+LIBRARY = ROOT / "template" / "packages" / "alembic-safety"
+README = (LIBRARY / "README.md").read_text(encoding="utf-8")
+KINDS = ("generic", "async", "pyproject", "pyproject_async")
+DRIVERS = ("asyncpg", "psycopg", "psycopg2")
+MODELS = """
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Order(Base):
+    __tablename__ = "orders"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[str]
+"""
+REVISION = '''"""{message}"""
+
+from alembic import op
+
+revision = "{revision}"
+down_revision = {parent!r}
+
+
+def upgrade() -> None:
+    {upgrade}
+
+
+def downgrade() -> None:
+    {downgrade}
+'''
+
+
+def code_block(start: str) -> str:
+    """Return the code block of the README that begins with `start`."""
+    blocks = re.findall(r"```\w+\n(.*?)```", README, re.DOTALL)
+    [block] = [text for text in blocks if text.startswith(start)]
+    return str(block)
+
+
+class StockProject(Project):
+    """A project of `alembic init`, connected as the README says."""
+
+    def __init__(self, path: Path, kind: str, url: DatabaseURL, driver: str) -> None:
+        super().__init__(path, PYTHONPATH=str(LIBRARY / "src"))
+        path.mkdir()
+        self.alembic("init", "-t", kind, "migrations")
+        ini = self.read("alembic.ini")
+        address = url.libpq.replace("postgresql", f"postgresql+{driver}").replace("%", "%%")
+        self.write("alembic.ini", re.sub(r"(?m)^(sqlalchemy.url =).*", rf"\1 {address}", ini))
+        self.write("shop/models.py", MODELS)
+        self.write("migrations/env.py", code_block("import tomllib"))
+        with (path / "pyproject.toml").open("a", encoding="utf-8") as file:
+            file.write(code_block("[tool.alembic.safety]"))
+        self.environment["MIGRATION_BACKUP_FOLDER"] = str(path / "backups")
+
+    def alembic(self, *arguments: str, expect: int | None = 0, **_: object) -> Completed:
+        return self.run(sys.executable, "-m", "alembic", *arguments, expect=expect)
+
+    def safety(self, *arguments: str, expect: int | None = 0) -> Completed:
+        return self.run(sys.executable, "-m", "alembic_safety", *arguments, expect=expect)
+
+    def revise(self, revision: str, parent: str | None, upgrade: str, downgrade: str) -> None:
+        self.write(
+            f"migrations/versions/{revision}_test.py",
+            REVISION.format(
+                message=f"Revision {revision}",
+                revision=revision,
+                parent=parent,
+                upgrade=upgrade,
+                downgrade=downgrade,
+            ),
+        )
+
+
+@pytest.fixture(params=[f"{kind}-{driver}" for kind in KINDS for driver in DRIVERS])
+def project(
+    request: pytest.FixtureRequest, tmp_path: Path, database_url: DatabaseURL
+) -> StockProject:
+    kind, driver = request.param.split("-")
+    return StockProject(tmp_path / "shop", kind, database_url, driver)
+
+
+def applied(database: psycopg.Connection[TupleRow]) -> list[tuple[str, str]]:
+    query = "SELECT revision, direction FROM alembic_version_history ORDER BY id"
+    return [(row[0], row[1]) for row in database.execute(query)]
+
+
+def test_a_stock_project_has_every_measure(
+    project: StockProject, database: psycopg.Connection[TupleRow]
+) -> None:
+    project.alembic("revision", "--autogenerate", "-m", "Create orders", "--rev-id=a1")
+    assert "op.create_table('orders'" in "".join(file.read_text() for file in project.revisions())
+
+    # Of two runners at once, one applies the revision.
+    with ThreadPoolExecutor() as threads:
+        for runner in [threads.submit(project.alembic, "upgrade", "head") for _ in range(2)]:
+            runner.result()
+    assert applied(database) == [("a1", "upgrade")]
+    assert "a1 (head)" in project.alembic("current").stdout
+    project.alembic("check")
+
+    # A held table is waited for, and its holder is named.
+    database.execute("INSERT INTO orders (number) SELECT n::text FROM generate_series(1, 100) n")
+    add = 'op.execute("ALTER TABLE orders ADD COLUMN note text")'
+    project.revise("b2", "a1", add, 'op.drop_column("orders", "note")')
+    project.environment |= {"MIGRATION_LOCK_TIMEOUT": "600ms", "MIGRATION_LOCK_RETRIES": "20"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "alembic", "upgrade", "head"],
+        cwd=project.path,
+        env=project.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as upgrading:
+        with database.transaction():
+            database.execute("SELECT count(*) FROM orders")
+            assert upgrading.stderr is not None
+            retrying = next(line for line in upgrading.stderr if "retrying in" in line)
+        upgrading.stderr.read()
+    assert f"a table is locked by pid {database.info.backend_pid}" in retrying
+    assert upgrading.returncode == 0
+    assert applied(database)[-1] == ("b2", "upgrade")
+
+    project.safety("status")
+    backup = project.safety("backup").stdout.strip()
+    restored = project.safety("restore", "--into", f"{database.info.dbname}_b", backup).stdout
+    assert f"restored into the database {database.info.dbname}_b" in restored
+    database.execute(f'DROP DATABASE "{database.info.dbname}_b"'.encode())
+
+    project.revise("c3", "b2", 'op.create_index("ix", "orders", ["number"])', 'op.drop_index("ix")')
+    planned = project.safety("plan", expect=None)
+    assert planned.returncode == 0, planned.stderr
+    assert "ix" in planned.stdout
+    checked = project.safety("check", expect=1).stdout
+    assert re.search(r"ok +up, down, up +3 revisions", checked), checked
+    project.alembic("downgrade", "-1")
+    assert applied(database)[-1] == ("b2", "downgrade")
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_only_asyncpg_refuses_several_statements_at_once(
+    tmp_path: Path, database_url: DatabaseURL, database: psycopg.Connection[TupleRow], driver: str
+) -> None:
+    project = StockProject(tmp_path / "shop", "generic", database_url, driver)
+    project.revise("a1", None, 'op.execute("CREATE TABLE a (); CREATE TABLE b ()")', "pass")
+    done = project.alembic("upgrade", "head", expect=None)
+    if driver == "asyncpg":
+        assert done.returncode == 1
+        assert "cannot insert multiple commands into a prepared statement" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        assert applied(database) == [("a1", "upgrade")]
