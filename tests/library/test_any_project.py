@@ -167,3 +167,36 @@ def test_only_asyncpg_refuses_several_statements_at_once(
     else:
         assert done.returncode == 0, done.stderr
         assert applied(database) == [("a1", "upgrade")]
+
+
+def test_a_project_of_several_databases_is_refused_and_works_as_the_message_says(
+    tmp_path: Path, database_url: DatabaseURL, database: psycopg.Connection[TupleRow]
+) -> None:
+    project = StockProject(tmp_path / "shop", "multidb", database_url, "psycopg")
+    said = project.alembic("upgrade", "head", expect=1).stderr
+    assert "databases = engine1, engine2: a multidb project is not supported" in said
+    assert len(said.splitlines()) == 1
+    assert "a multidb project is not supported" in project.safety("status", expect=1).stderr
+
+    ini = re.sub(r"(?m)^databases", "# databases", project.read("alembic.ini"))
+    location = "script_location = %(here)s/migrations"
+    project.write("alembic.ini", re.sub(r"(?m)^\[engine1\]$", rf"[engine1]\n{location}", ini))
+    project.revise("a1", None, 'op.execute("CREATE TABLE a ()")', 'op.execute("DROP TABLE a")')
+    project.alembic("-n", "engine1", "upgrade", "head")
+    assert applied(database) == [("a1", "upgrade")]
+    assert "a1 (head)" in project.alembic("-n", "engine1", "current").stdout
+
+
+def test_a_wrong_url_is_one_line_without_its_password(
+    tmp_path: Path, database_url: DatabaseURL
+) -> None:
+    project = StockProject(tmp_path / "shop", "generic", database_url, "asyncpg")
+    ini = re.sub(
+        r"(?m)^(sqlalchemy.url =).*", r"\1 mysql://u:secret@db/app", project.read("alembic.ini")
+    )
+    project.write("alembic.ini", ini)
+    for run in (project.alembic, project.safety):
+        said = run(*(["current"] if run == project.alembic else ["status"]), expect=1).stderr
+        assert "the database URL has the scheme 'mysql'; expected one of postgresql" in said
+        assert len(said.splitlines()) == 1
+        assert "secret" not in said

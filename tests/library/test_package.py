@@ -1,15 +1,20 @@
 """The library as a package: what pip installs from its folder."""
 
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+from copier import run_copy, run_update
+from tests.releases import NEWEST
 from tests.support import ROOT, Project
 
 from alembic_safety import alembic_internals
+from alembic_safety.database.url import DatabaseURL
 
 FOLDER = ROOT / "template" / "packages" / "alembic-safety"
+README = (FOLDER / "README.md").read_text(encoding="utf-8")
 LIST_FILES = """
 from importlib.metadata import files
 for file in files("alembic-safety"):
@@ -40,3 +45,38 @@ def test_the_lowest_alembic_of_the_range_is_one_that_is_known_to_work() -> None:
     [alembic] = [item for item in document["project"]["dependencies"] if "alembic>=" in item]
     lowest, _, _ = alembic.removeprefix("alembic>=").partition(",")
     assert alembic_internals.KNOWN_TO_WORK.startswith(f"{lowest} to ")
+
+
+def test_a_project_may_take_the_library_from_a_tag_of_the_template(
+    upstream: Project, tmp_path: Path, database_url: DatabaseURL
+) -> None:
+    template = Project(tmp_path / "template")
+    upstream.run("git", "clone", "--quiet", str(upstream.path), str(template.path))
+    here = Project(tmp_path / "shop", DATABASE_URL=database_url.libpq)
+    address = f"git+file://{template.path}"
+    run_copy(address, here.path, vcs_ref=NEWEST, defaults=True, quiet=True)
+    entry = re.search(r"```toml\n(alembic-safety = .*)\n", README)
+    assert entry is not None
+    from_git = entry[1].replace("https://github.com/org/tpl", f"file://{template.path}")
+    from_git = re.sub(r'tag = "[^"]+"', f'tag = "{NEWEST}"', from_git)
+    pyproject = here.read("pyproject.toml")
+    assert "\nalembic-safety = { workspace = true }\n" in pyproject
+    here.write(
+        "pyproject.toml", pyproject.replace("alembic-safety = { workspace = true }", from_git)
+    )
+    here.commit()
+    here.run("git", "rm", "-r", "--quiet", "packages")
+    here.run("uv", "lock", "--quiet")
+    here.alembic("upgrade", "head")
+    assert "The database is at head." in here.run("uv", "run", "alembic-safety", "status").stdout
+    here.make("check")
+    here.commit()
+
+    # A later release changes the library, and does not bring the folder back.
+    library = "template/packages/alembic-safety/src/alembic_safety/errors.py"
+    template.write(library, template.read(library) + "# changed\n")
+    template.commit()
+    template.run("git", "tag", "v99.1.0")
+    run_update(here.path, defaults=True, overwrite=True, quiet=True)
+    assert "_commit: v99.1.0" in here.read(".copier-answers.yml")
+    assert not (here.path / "packages").exists()

@@ -55,7 +55,7 @@ def test_its_own_check_and_tests_pass(render: Render, tmp_path: Path, version: s
     project.commit()
     before = project.run("git", "status", "--porcelain").stdout
     project.make("check")
-    assert f"python {version}" in project.make("test").stdout
+    assert f"Python {version}" in project.make("test").stdout
     # Nothing to reformat, nothing left lying about; the first `uv sync` writes the lock file.
     assert before == ""
     assert project.run("git", "status", "--porcelain").stdout.split() == ["??", "uv.lock"]

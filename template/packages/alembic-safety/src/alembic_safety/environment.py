@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from alembic import context
+from alembic.config import Config
 from sqlalchemy import Connection
 
 from alembic_safety import alembic_internals, telemetry
@@ -14,6 +15,7 @@ from alembic_safety.autogenerate.compare import comparison_options
 from alembic_safety.boundary import readable_errors
 from alembic_safety.config import AlembicConfig
 from alembic_safety.database.session import open_session
+from alembic_safety.errors import MigrationError
 from alembic_safety.project import Project, Target
 from alembic_safety.run.blockers import Blockers
 from alembic_safety.run.runner import (
@@ -48,6 +50,7 @@ def run_migrations(
     on_command_line = config.cmd_opts is not None and not config.cmd_opts.raiseerr
     with readable_errors(command_line=on_command_line):
         alembic_internals.check()
+        _refuse_multidb(config)
     project = Project(config, load_config, target, readable, list(context.get_x_argument()))
     if project.hand_over():
         return
@@ -66,6 +69,15 @@ def run_migrations(
             if changes_revision():
                 project.target.start_tracing()
             _run(_run_online(project))
+
+
+def _refuse_multidb(config: Config) -> None:
+    if databases := config.file_config.get(config.config_ini_section, "databases", fallback=""):
+        raise MigrationError(
+            f"{config.config_file_name}: databases = {databases}: a multidb project is not supported. "
+            "Give the section of each database its own script_location and sqlalchemy.url, remove "
+            "`databases`, and run `alembic -n <section>` for each"
+        )
 
 
 def _run_offline(*, lock_timeout: int, statement: int) -> None:
