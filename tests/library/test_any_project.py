@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -50,9 +51,9 @@ def downgrade() -> None:
 
 def code_block(start: str) -> str:
     """Return the code block of the README that begins with `start`."""
-    blocks = re.findall(r"```\w+\n(.*?)```", README, re.DOTALL)
-    [block] = [text for text in blocks if text.startswith(start)]
-    return str(block)
+    blocks = re.findall(r"(?m)^ *```\w+\n((?:.*\n)*?) *```$", README)
+    [block] = [text for text in map(textwrap.dedent, blocks) if text.startswith(start)]
+    return block
 
 
 class StockProject(Project):

@@ -38,8 +38,7 @@ def plan(project: Project, given: argparse.Namespace) -> int:
 
     Return 1 if a revision fails, `UNSAFE` if one is unsafe.
     """
-    # Alembic logs the upgrades of the scratch copy.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.disable(logging.INFO)  # Alembic logs the upgrades of the scratch copy
     options = PlanOptions(
         start=given.start,
         target=given.to,
@@ -61,8 +60,7 @@ def plan(project: Project, given: argparse.Namespace) -> int:
 
 def check(project: Project, base: str) -> int:
     """Print the result of each check of the gate; return 1 if one failed."""
-    # Alembic logs the steps of the checks.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.disable(logging.INFO)  # Alembic logs the steps of the checks
 
     async def run() -> int:
         failed = 0

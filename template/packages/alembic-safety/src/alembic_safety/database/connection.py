@@ -58,8 +58,10 @@ def make_connector(
                 **merged, server_settings=dict(server_settings), **keywords
             )
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            file = f": {error.filename}" if isinstance(error, FileNotFoundError) else ""
-            reason = f"{error or type(error).__name__}{file if file not in str(error) else ''}"
+            reason = str(error) or type(error).__name__
+            file = getattr(error, "filename", None)
+            if file and str(file) not in reason:
+                reason += f": {file}"
             raise DatabaseUnavailableError(f"can't connect to {url}: {reason}") from error
 
     return connect
