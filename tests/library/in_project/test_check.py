@@ -130,6 +130,16 @@ def test_every_check_is_made_and_says_what_is_wrong(committed: Project, command:
 
 
 @needs_git
+def test_a_wrong_timeout_of_a_revision_is_refused(committed: Project, command: Command) -> None:
+    file = add(committed, "b2", "a1")
+    file.write_text(file.read_text() + "\nlock_timeout = 5\n")
+    code, said = command("check", "--base=main")
+    assert code == 1
+    assert line(said, "up, down") == "FAIL"
+    assert "b2_test.py: lock_timeout: expected a duration such as" in said
+
+
+@needs_git
 def test_comments_and_the_format_of_released_revisions_may_change(
     committed: Project, command: Command
 ) -> None:

@@ -151,6 +151,43 @@ def test_acknowledgements_are_checked(project: Project, plan: Plan) -> None:
     assert "'rewrites:t_a1' is acknowledged without a reason" in said
 
 
+def test_a_wrong_timeout_of_a_revision_is_refused(
+    project: Project, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.write("a1")
+    project.write("b2", "a1", module="lock_timeout = 5")
+    code, said = plan()
+    assert code == 1
+    assert "b2.py: lock_timeout: expected a duration such as" in said
+    assert databases(project) == []
+
+    monkeypatch.setenv("MIGRATION_LOCK_TIMEOUT", "99999999h")
+    code, said = plan()
+    assert code == 1
+    assert (
+        said
+        == "MIGRATION_LOCK_TIMEOUT: expected at most 596h, PostgreSQL's limit, not '99999999h'\n"
+    )
+
+
+def test_no_table_is_small_if_the_limits_are_zero(
+    project: Project, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    with project.connection.transaction():
+        project.connection.execute("INSERT INTO t_a1 VALUES (1)")
+        project.connection.execute("ANALYZE t_a1")
+    one_way = "acknowledged = {'cannot be undone': 'test'}"
+    index = "op.create_index('ix', 't_a1', ['id'])"
+    project.write("b2", "a1", index, table=False, module=one_way)
+    monkeypatch.setenv("MIGRATION_PLAN_SMALL_ROWS", "10000")
+    code, said = plan()
+    assert code == 0, said
+    monkeypatch.setenv("MIGRATION_PLAN_SMALL_BYTES", "0")
+    assert plan()[0] == review.UNSAFE
+
+
 def test_a_downgrade_is_blamed_for_what_it_leaves_itself(project: Project, plan: Plan) -> None:
     project.write("a1")
     project.run("upgrade", "head")

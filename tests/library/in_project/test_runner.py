@@ -216,10 +216,18 @@ def test_a_revision_s_own_timeouts_are_its_own(
     assert capfd.readouterr().out.splitlines() == ["lock_timeout 7s", "lock_timeout 2s"]
 
 
-def test_a_revision_s_wrong_timeout_is_named(project: Project) -> None:
-    project.write("a1", module="lock_timeout = 7")
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [("lock_timeout = 7", "a duration such as"), ("statement_timeout = '600h'", "at most 596h")],
+)
+def test_a_wrong_timeout_of_any_revision_is_named_before_the_first_one_runs(
+    project: Project, declared: str, expected: str
+) -> None:
+    project.write("a1")
+    project.write("b2", "a1", module=declared)
     message = project.refused("upgrade", "head")
-    assert "a1.py: lock_timeout: expected a duration such as" in message
+    name = declared.partition(" ")[0]
+    assert f"b2.py: {name}: expected {expected}" in message
     assert project.tables() == set()
 
 

@@ -14,6 +14,8 @@ ENVIRONMENT_PREFIX = "MIGRATION_"
 
 _BYTES = {"B": 1, "kB": 1000, "MB": 1_000_000, "GB": 1_000_000_000}
 _UNITS = {"ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000}
+_LONGEST = 2**31 - 1
+"""Milliseconds; lock_timeout and statement_timeout are 32-bit integers in PostgreSQL."""
 
 
 def _parse_duration(value: object) -> object:
@@ -22,7 +24,10 @@ def _parse_duration(value: object) -> object:
             return 0
         match = re.fullmatch(r"(\d+)\s*(ms|s|min|h)", value.strip())
         if match:
-            return int(match[1]) * _UNITS[match[2]]
+            milliseconds = int(match[1]) * _UNITS[match[2]]
+            if milliseconds > _LONGEST:
+                raise ValueError("expected at most 596h, PostgreSQL's limit")
+            return milliseconds
     raise ValueError("expected a duration such as '500ms', '2s', '1min', '1h' or 'off'")
 
 
@@ -33,6 +38,8 @@ def _parse_count(value: object) -> object:
 
 def _parse_bytes(value: object) -> object:
     if isinstance(value, str):
+        if value.strip() == "0":
+            return 0
         match = re.fullmatch(r"(\d+)\s*(B|kB|MB|GB)", value.strip())
         if match:
             return int(match[1]) * _BYTES[match[2]]
@@ -124,12 +131,22 @@ OPTIONS = tuple(name for name in SafetyOptions.model_fields if name != "metadata
 """Names of the options that can also be set outside of the file."""
 
 
-def parse_milliseconds(value: object, place: str) -> int:
-    """Parse a duration such as "2s"; return milliseconds.
+def declared_timeouts(module: object) -> dict[str, int]:
+    """Return the timeouts that the module of a revision declares, in milliseconds.
 
     Raises:
-        AlembicConfigError: `value` is not a duration; the message begins with `place`.
+        AlembicConfigError: one is not a duration such as "2s"; the message begins with the file.
     """
+    declared = {}
+    for name in ("lock_timeout", "statement_timeout"):
+        if (value := getattr(module, name, None)) is not None:
+            declared[name] = _parse_milliseconds(
+                value, f"{getattr(module, '__file__', '')}: {name}"
+            )
+    return declared
+
+
+def _parse_milliseconds(value: object, place: str) -> int:
     try:
         return TypeAdapter(Milliseconds).validate_python(value)
     except ValidationError as error:

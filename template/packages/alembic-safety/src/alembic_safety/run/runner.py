@@ -19,7 +19,7 @@ from alembic_safety.database import history
 from alembic_safety.database.history import Direction, Event, History
 from alembic_safety.database.lock import migration_lock
 from alembic_safety.errors import DatabaseUnavailableError, MigrationError
-from alembic_safety.options import BackupKind, SafetyOptions, parse_milliseconds
+from alembic_safety.options import BackupKind, SafetyOptions, declared_timeouts
 from alembic_safety.project import Project
 from alembic_safety.run import steps
 from alembic_safety.run.blockers import Blockers
@@ -64,13 +64,17 @@ def run_revisions(connection: Connection, project: Project, blockers: Blockers |
     Raises:
         MigrationError: another runner changed the revisions that a downgrade would revert.
         NotConfirmedError: a downgrade in production was not confirmed.
+        AlembicConfigError: a revision declares an invalid timeout.
         MigrationLockError: another runner held the lock for longer than `lock_wait`.
         BackupError: the backup failed.
         LockTimeoutError: every attempt of a revision ended in a lock timeout.
         InvalidIndexError: a revision left an invalid index.
     """
     migrations = context.get_context()
-    confirmed = steps.reverted(steps.resolve_steps(connection, migrations))
+    resolved = steps.resolve_steps(connection, migrations)
+    for step in resolved:
+        declared_timeouts(getattr(getattr(step, "revision", None), "module", None))
+    confirmed = steps.reverted(resolved)
     if project.target.production:
         confirm_downgrade(connection, confirmed)
     with migration_lock(
@@ -238,11 +242,7 @@ class _Run:
         """Set the timeouts that a revision declares, or those of the options."""
         if self.blockers is None:
             return
-        declared = {
-            name: parse_milliseconds(value, f"{getattr(module, '__file__', '')}: {name}")
-            for name in ("lock_timeout", "statement_timeout")
-            if (value := getattr(module, name, None)) is not None
-        }
+        declared = declared_timeouts(module)
         wanted = self.options.model_copy(update=declared) if declared else self.options
         if self._timeouts is None or self._timeouts[0] != wanted:
             self._timeouts = (wanted, set_timeouts(self.connection, wanted))
