@@ -1,12 +1,15 @@
 """Fixtures of the library's tests, next to those of the project they run in."""
 
+import os
+import pty
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.rows import TupleRow
-from tests.inside.support import Project
+from tests.inside.support import Project, Terminal
 
 from alembic_safety import cli
 from alembic_safety.database.url import DatabaseURL
@@ -31,3 +34,12 @@ def project(
 def commands(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the program's commands work on the test's revisions."""
     monkeypatch.setattr(cli, "make_config", lambda _folder: project.config())
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+    """Make standard input a terminal, and return a function that types into it."""
+    keyboard, screen = pty.openpty()
+    with os.fdopen(screen) as stdin, os.fdopen(keyboard, "wb", buffering=0) as keys:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        yield lambda text: keys.write(text.encode())

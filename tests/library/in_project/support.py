@@ -1,5 +1,6 @@
 """Revisions of a test's own, in a rendered project."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -29,6 +30,10 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("DROP TABLE IF EXISTS t_{revision}")
 '''
+
+
+Terminal = Callable[[str], None]
+"""Types text into the terminal of the test."""
 
 
 class Project:

@@ -13,9 +13,10 @@ import psycopg
 import pytest
 from psycopg.rows import TupleRow
 from tests.inside.servers import another_server, proxy
-from tests.inside.support import Project
+from tests.inside.support import Project, Terminal
 
 from alembic_safety import cli as migrations
+from alembic_safety import programs
 from alembic_safety.backup import clients as postgres_client
 from alembic_safety.backup.clients import find_client
 from alembic_safety.database.lock import lock_key
@@ -389,7 +390,7 @@ def test_a_long_dump_says_how_far_it_is(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(postgres_client, "PROGRESS_INTERVAL", 0.1)
+    monkeypatch.setattr(programs, "PROGRESS_INTERVAL", 0.1)
     fake_pg_dump(folder.parent, monkeypatch, "printf 12345 >$file; sleep 0.5; exit 1")
     project.write("a1")
     project.refused("upgrade", "head", backup="full")
@@ -658,14 +659,12 @@ def test_in_prod_a_downgrade_wants_the_database_s_name(
 
 
 def test_in_prod_a_terminal_is_asked(
-    project: Project, folder: Path, monkeypatch: pytest.MonkeyPatch
+    project: Project, folder: Path, monkeypatch: pytest.MonkeyPatch, terminal: Terminal
 ) -> None:
     project.write("a1")
     project.run("upgrade", "head")
     in_prod(monkeypatch)
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    answers = iter(["no", get_settings().url.database])
-    monkeypatch.setattr("builtins.input", lambda _prompt: next(answers))
+    terminal(f"no\n{get_settings().url.database}\n")
     assert "'no' is not the name of the database" in project.refused("downgrade", "base")
     project.run("downgrade", "base")
     assert project.tables() == set()

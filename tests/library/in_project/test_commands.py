@@ -14,7 +14,7 @@ import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from tests.inside.support import Project
+from tests.inside.support import Project, Terminal
 from tests.support import run_alembic
 
 from alembic_safety import cli as migrations
@@ -88,23 +88,17 @@ def test_reset_wants_the_name(
     assert f"--confirm={configured.database}" in capsys.readouterr().err
     assert migrations.main(["reset", "--confirm", "another"]) == 1
     assert "nothing was changed" in capsys.readouterr().err
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-    assert migrations.main(["reset"]) == 1
     capsys.readouterr()
     migrations.main(["status"])
     assert "at head" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("key", [EOFError, KeyboardInterrupt])
 def test_leaving_the_question_leaves_the_database(
-    configured: DatabaseURL, monkeypatch: pytest.MonkeyPatch, key: type[BaseException]
+    configured: DatabaseURL, terminal: Terminal, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def leave(_prompt: str) -> str:
-        raise key
-
-    monkeypatch.setattr("builtins.input", leave)
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    terminal("\x04")  # Ctrl-D
     assert migrations.main(["reset"]) == 1
+    assert "'' is not the name of the database" in capsys.readouterr().err
 
 
 def test_history_says_what_was_done(project: Project, capsys: pytest.CaptureFixture[str]) -> None:

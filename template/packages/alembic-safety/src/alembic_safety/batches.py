@@ -16,7 +16,7 @@ from alembic import op
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from alembic_safety import alembic_internals
+from alembic_safety import alembic_internals, cancellation
 from alembic_safety.errors import MigrationError
 from alembic_safety.sql import quote_identifier
 
@@ -143,7 +143,7 @@ class _Backfill:
             if now - logged >= PROGRESS_INTERVAL:
                 logged = now
                 self._log_progress(walked, now - started)
-            time.sleep(pause)
+            cancellation.pause(pause)
         if last is None:
             # Run the statement once on an empty table, to report its errors there too.
             with self._transaction():

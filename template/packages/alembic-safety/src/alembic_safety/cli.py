@@ -11,6 +11,7 @@ from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
 from alembic_safety.boundary import describe_error
+from alembic_safety.cancellation import Interrupted, handled_signals
 from alembic_safety.commands import backups, review, schema
 from alembic_safety.config import make_config
 from alembic_safety.errors import MigrationError
@@ -68,11 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rebasing.set_defaults(run=lambda project, given: review.rebase(project, given.base))
     given = parser.parse_args(arguments)
     try:
-        project = Project.load(make_config(Path.cwd()))
-        code: int = given.run(project, given)
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
-        return 130
+        with handled_signals():
+            project = Project.load(make_config(Path.cwd()))
+            code: int = given.run(project, given)
+    except Interrupted as interrupted:
+        print("Interrupted.", file=sys.stderr)
+        return interrupted.exit_code
     except DBAPIError as error:
         print(describe_error(error), file=sys.stderr)
         return 1

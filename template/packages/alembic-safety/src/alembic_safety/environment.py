@@ -5,14 +5,16 @@ import atexit
 import gc
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 from alembic import context
 from alembic.config import Config
 from sqlalchemy import Connection
 
-from alembic_safety import alembic_internals, telemetry
+from alembic_safety import alembic_internals, cancellation, telemetry
 from alembic_safety.autogenerate.compare import comparison_options
 from alembic_safety.boundary import readable_errors
+from alembic_safety.cancellation import handled_signals, interruptible
 from alembic_safety.config import AlembicConfig
 from alembic_safety.database.session import open_session
 from alembic_safety.errors import MigrationError
@@ -58,17 +60,28 @@ def run_migrations(
         # Skip the last garbage collection: the process ends with the command. Measured by "current"
         # in benchmarks/migrations.py of the template.
         atexit.register(gc.freeze)
-    with readable_errors(command_line=on_command_line):
-        options = project.options
-        if context.is_offline_mode():
-            _run_offline(lock_timeout=options.lock_timeout, statement=options.statement_timeout)
-        elif (given := config.attributes.get("connection")) is not None:
-            project.target  # noqa: B018 - checks the settings and sets up logging
-            _run_on(given, project)
+    with ExitStack() as stack:
+        if on_command_line:
+            stack.enter_context(readable_errors(command_line=True))
+            stack.enter_context(handled_signals())
         else:
-            if changes_revision():
-                project.target.start_tracing()
-            _run(_run_online(project))
+            stack.enter_context(readable_errors())
+        _run_command(project)
+
+
+def _run_command(project: Project) -> None:
+    options = project.options
+    if context.is_offline_mode():
+        _run_offline(lock_timeout=options.lock_timeout, statement=options.statement_timeout)
+    elif (given := context.config.attributes.get("connection")) is not None:
+        project.target  # noqa: B018 - checks the settings and sets up logging
+        _run_on(given, project)
+    else:
+        if changes_revision():
+            project.target.start_tracing()
+            with interruptible():
+                context.script.get_heads()  # imports the revisions
+        _run(_run_online(project))
 
 
 def _refuse_multidb(config: Config) -> None:
@@ -123,7 +136,7 @@ def _run(coroutine: Coroutine[None, None, None]) -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        asyncio.run(coroutine)
+        cancellation.run(coroutine)
     else:
         with ThreadPoolExecutor(max_workers=1) as thread:
             thread.submit(asyncio.run, coroutine).result()

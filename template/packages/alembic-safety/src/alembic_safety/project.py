@@ -14,6 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData
 
 from alembic_safety.boundary import migration_errors
+from alembic_safety.cancellation import interruptible
 from alembic_safety.config import AlembicConfig, make_config, toml_file
 from alembic_safety.database.url import DatabaseURL, DatabaseURLError
 from alembic_safety.errors import AlembicConfigError, MigrationError
@@ -169,7 +170,7 @@ class Project:
                 f"{self.toml_file}: [tool.alembic.safety]: metadata: missing; set the module:name of "
                 'the models\' metadata, such as "shop.models:Base.metadata"'
             )
-        with self._readable_errors():
+        with self._readable_errors(), interruptible():
             return load_metadata(place)
 
     def make_config(self, **attributes: object) -> Config:

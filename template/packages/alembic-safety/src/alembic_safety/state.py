@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from alembic_safety import alembic_internals
 from alembic_safety.boundary import describe_error, migration_errors
+from alembic_safety.cancellation import interruptible
 from alembic_safety.config import make_config
 from alembic_safety.database.history import TABLE, Direction
 from alembic_safety.errors import DatabaseUnavailableError
@@ -162,7 +163,7 @@ class Revisions:
         Raises:
             MigrationError: a revision can't be imported, or follows one that does not exist.
         """
-        with migration_errors():
+        with migration_errors(), interruptible():
             if isinstance(config, Path):
                 config = make_config(config)
             return cls(ScriptDirectory.from_config(config))

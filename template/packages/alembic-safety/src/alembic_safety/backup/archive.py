@@ -3,7 +3,6 @@
 import codecs
 import logging
 import re
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from alembic_safety.backup.same_server import psql_next_to
 from alembic_safety.database.maintenance import maintenance_url
 from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import ClientProgramError
+from alembic_safety.programs import run_program
 from alembic_safety.sql import IDENTIFIER, quote_identifier
 
 logger = logging.getLogger(__name__)
@@ -135,12 +135,7 @@ class Archive:
         return programs[-1]
 
     def _run(self, *arguments: str) -> bytes:
-        done = subprocess.run(
-            [self.pg_restore, *arguments, str(self.file)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-        )
+        done = run_program([self.pg_restore, *arguments, str(self.file)])
         if done.returncode != 0:
             raise ClientProgramError(done.stderr.decode(errors="replace").strip())
         return done.stdout

@@ -3,13 +3,12 @@
 import os
 import re
 import shutil
-import subprocess
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import ClientProgramError
+from alembic_safety.programs import run_program
 from alembic_safety.wheel import wheel_programs
 
 # Folders of packages outside of PATH: Debian and Ubuntu, Red Hat, Homebrew.
@@ -23,8 +22,6 @@ _FOLDERS = (
 )
 _OTHER_SERVERS = ("PGHOSTADDR", "PGSERVICE", "PGLOADBALANCEHOSTS")
 """Variables that lead libpq to another server, and that asyncpg ignores."""
-PROGRESS_INTERVAL = 5.0
-"""Seconds between two calls of `progress` while a program runs."""
 
 
 def find_client(program: str, url: DatabaseURL | None, *, server_major: int | None = None) -> str:
@@ -97,41 +94,25 @@ def run_client(
             not connect.
         script: standard input of the program.
         pass_fds: file descriptors that the program inherits.
-        progress: called every `PROGRESS_INTERVAL` seconds with the seconds since the start. An
-            exception of it terminates the program.
+        progress: called every few seconds with the seconds since the start.
 
     Raises:
         ClientProgramError: the program failed; the message is its error output.
     """
     # Output goes to pipes, not to a file, because the program may report a full disk.
-    process = subprocess.Popen(
+    done = run_program(
         command,
+        script=script,
         env=libpq_environment(url, LC_ALL="C"),  # messages are matched in English
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
         pass_fds=pass_fds,
+        progress=progress,
     )
-    started = time.monotonic()
-    remaining: bytes | None = script
-    try:
-        while True:
-            try:
-                _, output = process.communicate(remaining, timeout=PROGRESS_INTERVAL)
-                break
-            except subprocess.TimeoutExpired:
-                remaining = None
-                progress(time.monotonic() - started)
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-    message = output.decode(errors="replace").strip()
+    message = done.stderr.decode(errors="replace").strip()
     name = Path(command[0]).name
-    if process.returncode < 0:
-        raise ClientProgramError(f"{name} was terminated by signal {-process.returncode}")
-    if process.returncode > 0:
-        raise ClientProgramError(message or f"{name} failed with exit code {process.returncode}")
+    if done.returncode < 0:
+        raise ClientProgramError(f"{name} was terminated by signal {-done.returncode}")
+    if done.returncode > 0:
+        raise ClientProgramError(message or f"{name} failed with exit code {done.returncode}")
     return message
 
 
@@ -158,8 +139,8 @@ def _installed(program: str, url: DatabaseURL | None, server_major: int | None) 
 def major_version(path: str) -> int:
     """Return the major version of a client program; 0 if it does not run."""
     try:
-        done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+        done = run_program([path, "--version"])
     except OSError:
         return 0
-    match = re.search(r"\(PostgreSQL\) (\d+)", done.stdout)
+    match = re.search(rb"\(PostgreSQL\) (\d+)", done.stdout)
     return int(match[1]) if match else 0

@@ -7,7 +7,6 @@ every file with a final name is complete.
 import fcntl
 import os
 import re
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import unquote
 
+from alembic_safety.cancellation import pause
 from alembic_safety.errors import MigrationError
 from alembic_safety.options import BackupKind
 
@@ -112,7 +112,7 @@ def reserve_file(folder: Path, stem: str, suffix: str) -> Iterator[tuple[int, Pa
     for unfinished in folder.glob(f".*{_UNFINISHED}"):
         _delete_if_abandoned(unfinished)
     while (descriptor := _reserve(folder, name := _name_now(stem, suffix))) is None:
-        time.sleep(_TICK)  # another backup reserved the name of this second
+        pause(_TICK)  # another backup reserved the name of this second
     file = folder / f".{name}{_UNFINISHED}"
     try:
         yield descriptor, file, folder / name

@@ -7,6 +7,7 @@ database renamed, never dropped.
 import asyncio
 import logging
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from alembic_safety.backup.swap import (
     stamped_name,
     swap,
 )
+from alembic_safety.cancellation import call_in_thread
 from alembic_safety.database.maintenance import maintenance, maintenance_url
 from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import ClientProgramError
@@ -76,7 +78,7 @@ async def restore(
         logger.info("restoring %s (%s) into %s", backup.path.name, size, target)
         try:
             program = find_client("pg_restore", None)
-            await asyncio.to_thread(
+            await call_in_thread(
                 check_readable, program, backup.path, partial(log_progress, "reading")
             )
             await restore_file(url, backup.path, target)
@@ -123,14 +125,12 @@ async def _create_and_fill(
         ClientProgramError: the archive can't be restored; the database was dropped.
         RestoreError: the name is taken, or the role may not create databases.
     """
-    script = await asyncio.to_thread(archive.database_script, target)
+    script = await call_in_thread(archive.database_script, target)
     await _create(server, script, target)
     try:
-        await asyncio.to_thread(archive.restore_into, target, script, owners=owners)
+        await call_in_thread(partial(archive.restore_into, owners=owners), target, script)
     except BaseException as error:
-        await server.exec_driver_sql(
-            f"DROP DATABASE IF EXISTS {quote_identifier(target)} WITH (FORCE)"
-        )
+        await _drop(server, target)
         if not (owners and isinstance(error, ClientProgramError)):
             raise
         logger.warning("retrying without owners and privileges, which can't be set: %s", error)
@@ -139,7 +139,24 @@ async def _create_and_fill(
 
 
 async def _create(server: AsyncConnection, script: str, target: str) -> None:
-    """Create the database by the archive's script; fall back to the locale of the server."""
+    """Create the database by the archive's script; leave none if this task is canceled."""
+    creating = asyncio.ensure_future(_run_create(server, script, target))
+    try:
+        await asyncio.shield(creating)
+    except asyncio.CancelledError:
+        with suppress(RestoreError):
+            await creating
+            await _drop(server, target)
+        raise
+
+
+async def _drop(server: AsyncConnection, target: str) -> None:
+    statement = f"DROP DATABASE IF EXISTS {quote_identifier(target)} WITH (FORCE)"
+    await server.exec_driver_sql(statement)
+
+
+async def _run_create(server: AsyncConnection, script: str, target: str) -> None:
+    """Create the database; fall back to the locale of the server."""
     found = CREATE_DATABASE.search(script)
     statement = (
         found[0] if found else f"CREATE DATABASE {quote_identifier(target)} TEMPLATE template0"

@@ -1,7 +1,6 @@
 """Check that client programs reach the same server as a connection."""
 
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from sqlalchemy import Connection
 from alembic_safety.backup.clients import find_client, libpq_environment
 from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import ClientProgramError
+from alembic_safety.programs import run_program
 
 _MAY_READ_IDENTIFIER = "SELECT has_function_privilege('pg_control_system()', 'EXECUTE')"
 _IDENTIFIER = "SELECT 'system identifier ' || system_identifier FROM pg_control_system()"
@@ -82,14 +82,7 @@ def _ask_psql(url: DatabaseURL, psql: str, queries: list[str]) -> list[str]:
     command = [psql, "-XAtqw", "-d", url.without_password]
     for query in queries:
         command += ["-c", query]
-    done = subprocess.run(
-        command,
-        env=libpq_environment(url, LC_ALL="C"),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_program(command, env=libpq_environment(url, LC_ALL="C"))
     if done.returncode != 0:
-        raise ClientProgramError(done.stderr.strip())
-    return done.stdout.splitlines()
+        raise ClientProgramError(done.stderr.decode(errors="replace").strip())
+    return done.stdout.decode(errors="replace").splitlines()

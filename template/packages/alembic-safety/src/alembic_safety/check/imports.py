@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 from alembic_safety.boundary import describe_import_error
+from alembic_safety.cancellation import interruptible
 
 
 def import_problem(path: Path, *, folder: Path) -> str:
@@ -18,7 +19,8 @@ def import_problem(path: Path, *, folder: Path) -> str:
         return f"{path}: can't be imported"
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with interruptible():
+            spec.loader.exec_module(module)
     except Exception as error:  # noqa: BLE001 - a revision may raise anything
         return describe_import_error(error, folder / path)
     if not isinstance(getattr(module, "revision", None), str):

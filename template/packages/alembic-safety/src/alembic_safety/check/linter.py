@@ -2,11 +2,11 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 from alembic_safety.plan.planner import RevisionPlan
+from alembic_safety.programs import run_program
 
 _LONGEST_SQL = 60
 """Characters of a statement that are shown."""
@@ -21,18 +21,15 @@ def find_squawk() -> str | None:
 def lint(program: str, item: RevisionPlan, *, folder: Path) -> list[str]:
     """Return squawk's warnings on the SQL of a revision; `.squawk.toml` in `folder` excludes rules."""
     sql = "".join(f"{statement.sql.rstrip('; ')};\n" for statement in item.rehearsed.statements)
-    done = subprocess.run(
+    done = run_program(
         [program, "--reporter=json", f"--stdin-filepath={item.revision}.sql"],
-        input=sql,
+        script=sql.encode(),
         cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
     )
     try:
         warnings = json.loads(done.stdout)
     except ValueError:
-        return [f"squawk ended with {done.returncode}: {done.stderr.strip()}"]
+        return [f"squawk ended with {done.returncode}: {done.stderr.decode().strip()}"]
     lines = sql.splitlines()
     return [
         f"{warning['rule_name']}: {warning['message']} ({_shorten(lines[warning['line']])})"

@@ -1,12 +1,12 @@
 """Commands on backups."""
 
 import argparse
-import asyncio
 import sys
 import time
 
 from sqlalchemy import Connection
 
+from alembic_safety import cancellation
 from alembic_safety.backup.clients import find_client
 from alembic_safety.backup.dump import (
     backup_folder,
@@ -59,7 +59,7 @@ def back_up(project: Project, given: str) -> int:
         async with connect_directly(target.url) as (_, connection):
             return await connection.run_sync(take_and_record)
 
-    print(asyncio.run(take()).path)
+    print(cancellation.run(take()).path)
     return 0
 
 
@@ -116,7 +116,7 @@ def restore(project: Project, given: argparse.Namespace) -> int:
         await refuse_transaction_pooler(url)
         return await restore_database(url, backup, into=given.into or None, replace=replace)
 
-    name = asyncio.run(run())
+    name = cancellation.run(run())
     print(f"The backup was restored into the database {name}.")
     return 0
 

@@ -1,36 +1,21 @@
 """Commands that review revisions before a merge or an upgrade."""
 
 import argparse
-import asyncio
 import logging
 import os
-import signal
 import sys
 import textwrap
-from collections.abc import Coroutine
 from contextlib import redirect_stdout
-from typing import Any, TypeVar
 
+from alembic_safety import cancellation
 from alembic_safety.check.gate import Outcome, run_checks
 from alembic_safety.plan.planner import PlanOptions, make_plan
 from alembic_safety.plan.report import Format, render
 from alembic_safety.project import Project
 from alembic_safety.source.rebase import rebase as rebase_revisions
 
-T = TypeVar("T")
 UNSAFE = 3
 """Exit code of `plan` if a revision is unsafe."""
-
-
-async def _run_with_cleanup(work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`; the first Ctrl-C or SIGTERM cancels it, and later ones are ignored."""
-    loop, task = asyncio.get_running_loop(), asyncio.create_task(work)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda: task.cancelling() or task.cancel())
-    try:
-        return await task
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
 
 
 def plan(project: Project, given: argparse.Namespace) -> int:
@@ -49,7 +34,7 @@ def plan(project: Project, given: argparse.Namespace) -> int:
     planning = make_plan(project, options)
     # Keep output of revisions out of the plan, which a program may parse.
     with redirect_stdout(sys.stderr):
-        result = asyncio.run(_run_with_cleanup(planning))
+        result = cancellation.run(planning)
     # https://no-color.org
     color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     print(render(result, Format(given.format), color=color))
@@ -71,7 +56,7 @@ def check(project: Project, base: str) -> int:
                 print(textwrap.indent(problem, " " * 6), flush=True)
         return failed
 
-    return 1 if asyncio.run(_run_with_cleanup(run())) else 0
+    return 1 if cancellation.run(run()) else 0
 
 
 def rebase(project: Project, base: str) -> int:

@@ -1,11 +1,11 @@
 """Commands on the state and the history of the schema."""
 
-import asyncio
 import sys
 
 from alembic import command
 from sqlalchemy import Connection
 
+from alembic_safety import cancellation
 from alembic_safety.database import history
 from alembic_safety.database.connection import create_engine
 from alembic_safety.database.pooler import connect_directly
@@ -17,7 +17,7 @@ from alembic_safety.state import Revisions, SchemaReader, SchemaState, State
 def read_state(project: Project, revisions: Revisions) -> SchemaState:
     """Return the state of the project's database."""
     engine = create_engine(project.target.url)
-    return asyncio.run(SchemaReader(engine, revisions).read())
+    return cancellation.run(SchemaReader(engine, revisions).read())
 
 
 def print_status(project: Project) -> int:
@@ -58,7 +58,7 @@ def print_history(project: Project) -> int:
         async with engine.connect() as connection:
             return state, await connection.run_sync(history.read)
 
-    state, entries = asyncio.run(read())
+    state, entries = cancellation.run(read())
     for entry in entries:
         when = entry.started_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         message = f"  {revisions[entry.revision].message}" if entry.revision in revisions else ""
@@ -118,5 +118,5 @@ def record_rollout(project: Project, version: str) -> int:
         async with connect_directly(project.target.url) as (_, connection):
             await connection.run_sync(write)
 
-    asyncio.run(run())
+    cancellation.run(run())
     return 0

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from alembic_safety.cancellation import pause
 from alembic_safety.errors import MigrationError
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def migration_lock(connection: Connection, *, version_table: str, wait: int) -> 
         if holder != logged:
             logger.warning("waiting for %s, which is migrating this database", holder)
             logged = holder
-        time.sleep(POLL_INTERVAL * random.uniform(0.5, 1.5))  # noqa: S311
+        pause(POLL_INTERVAL * random.uniform(0.5, 1.5))  # noqa: S311
     end_transaction()
     try:
         yield

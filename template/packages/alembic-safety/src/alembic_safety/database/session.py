@@ -8,13 +8,10 @@ import asyncio
 import importlib
 import os
 import socket
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from contextvars import ContextVar, copy_context
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import asyncpg
@@ -26,6 +23,7 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only
 
 from alembic_safety import telemetry
+from alembic_safety.cancellation import call_in_thread, thread_loop
 from alembic_safety.database.connection import CONNECT_TIMEOUT, create_engine
 from alembic_safety.database.pooler import connect_directly, refuse_transaction_pooler
 from alembic_safety.database.url import DatabaseURL, Driver
@@ -34,7 +32,7 @@ from alembic_safety.errors import DatabaseUnavailableError, MigrationError
 T = TypeVar("T")
 
 _PATIENCE = 1.0
-"""Seconds to wait for a canceled statement before its connection is closed."""
+"""Seconds to wait for the server before the connection is closed instead."""
 _CANCEL = text("SELECT pg_cancel_backend(:pid)")
 
 
@@ -85,17 +83,6 @@ async def open_session(
         await session.close()
 
 
-def is_canceled() -> bool:
-    """Return whether the session that this code runs in was canceled."""
-    if (thread := _thread.get()) is not None:
-        return thread.canceled.is_set()
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # no event loop: a caller passed the connection
-        return False
-    return task is not None and task.cancelling() > 0
-
-
 def is_in_block(connection: Connection) -> bool:
     """Return whether the server session of a connection is in a transaction block."""
     driver: Any = connection.connection.driver_connection
@@ -106,8 +93,8 @@ def is_in_block(connection: Connection) -> bool:
 
 def await_in_session(coroutine: Coroutine[Any, Any, T]) -> T:
     """Return the result of a coroutine, in a function that runs in a session."""
-    if (thread := _thread.get()) is not None:
-        return asyncio.run_coroutine_threadsafe(coroutine, thread.loop).result()
+    if (loop := thread_loop()) is not None:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
     return await_only(coroutine)
 
 
@@ -118,17 +105,6 @@ class _GreenletSession(Session):
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         return await self._connection.run_sync(function, *arguments)
-
-
-@dataclass(frozen=True)
-class _Thread:
-    """What the code in a thread needs to know of the event loop."""
-
-    loop: asyncio.AbstractEventLoop
-    canceled: threading.Event = field(default_factory=threading.Event)
-
-
-_thread: ContextVar[_Thread | None] = ContextVar("thread", default=None)
 
 
 class _ThreadSession(Session):
@@ -158,27 +134,16 @@ class _ThreadSession(Session):
         return await self._call(function, self._connection, *arguments)
 
     async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function in the thread; if this task is canceled, cancel its statement."""
-        thread = _Thread(asyncio.get_running_loop())
-        context = copy_context()
-        context.run(_thread.set, thread)
-        future = thread.loop.run_in_executor(self._executor, context.run, function, *arguments)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            thread.canceled.set()
-            await self._end(future)
-            raise
+        return await call_in_thread(
+            function, *arguments, executor=self._executor, cancel=self._cancel_statement
+        )
 
-    async def _end(self, future: "asyncio.Future[Any]") -> None:
-        while not future.done():
-            with suppress(DBAPIError, DatabaseUnavailableError, TimeoutError):
-                async with asyncio.timeout(_PATIENCE), self.engine.connect() as other:
-                    await other.execute(_CANCEL, {"pid": self._pid})
-            await asyncio.wait({future}, timeout=_PATIENCE)
-            if not future.done():
-                self._close_socket()
-        future.exception()  # retrieved, so that asyncio does not log it
+    async def _cancel_statement(self) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE), self.engine.connect() as other:
+                await other.execute(_CANCEL, {"pid": self._pid})
+        except (DBAPIError, DatabaseUnavailableError, TimeoutError):
+            self._close_socket()
 
     def _close_socket(self) -> None:
         """Close the connection to a server that does not respond, so that the driver fails."""

@@ -18,6 +18,7 @@ from alembic_safety.backup.dump import server_major
 from alembic_safety.backup.restore import restore_file
 from alembic_safety.backup.swap import RestoreError
 from alembic_safety.boundary import describe_error
+from alembic_safety.cancellation import call_in_thread
 from alembic_safety.database.connection import create_engine
 from alembic_safety.database.maintenance import maintenance
 from alembic_safety.database.url import DatabaseURL
@@ -119,7 +120,7 @@ async def _dump(live: DatabaseURL, file: Path, *, with_data: bool) -> None:
         "--no-subscriptions",
         *([] if with_data else ["--schema-only"]),
     ]
-    await asyncio.to_thread(run_client, command, live)
+    await call_in_thread(run_client, command, live)
 
 
 async def _make(
@@ -145,7 +146,7 @@ async def _make(
     if target.scratch_server is None:
         raise ScratchError(message) from refused
     try:
-        own = await asyncio.to_thread(target.scratch_server)
+        own = await call_in_thread(target.scratch_server)
     except EmbeddedPostgresError as error:
         raise ScratchError(message) from error
     await restore_file(own, file, name, analyze=with_data)

@@ -1,14 +1,17 @@
 """Confirmation of destructive commands by the name of the database."""
 
 import os
-import signal
+import select
 import sys
-import threading
 
 from alembic import context
 from sqlalchemy import Connection, text
 
+from alembic_safety.cancellation import raise_if_canceled
 from alembic_safety.errors import NotConfirmedError
+
+_STEP = 0.05
+"""Seconds between two checks for cancellation."""
 
 
 def confirm(database: str, danger: str, given: str, *, how: str) -> None:
@@ -58,14 +61,11 @@ def confirm_downgrade(connection: Connection, reverted: list[str]) -> None:
 
 
 def _prompt(prompt: str) -> str:
-    # asyncio.run handles the first Ctrl-C, and would keep waiting for the input.
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler) if main else None
-    try:
-        return input(prompt).strip()
-    except (EOFError, KeyboardInterrupt):
-        print()
-        return ""
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, handler)
+    """Return a line of the terminal; an empty string at its end.
+
+    `input` could not be canceled: it keeps waiting after a signal.
+    """
+    print(prompt, end="", flush=True)
+    while not select.select([sys.stdin], [], [], _STEP)[0]:
+        raise_if_canceled()
+    return sys.stdin.readline().strip()

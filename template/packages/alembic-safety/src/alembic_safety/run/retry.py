@@ -7,8 +7,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from alembic_safety import telemetry
 from alembic_safety.boundary import place_in_revision
+from alembic_safety.cancellation import pause
 from alembic_safety.errors import MigrationError
-from alembic_safety.run.interrupt import pause
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from alembic_safety import alembic_internals, telemetry
 from alembic_safety.backup.dump import kind_before_migrations, take_backup
 from alembic_safety.batches import RUNNING, discard_progress
 from alembic_safety.boundary import describe_error
+from alembic_safety.cancellation import raise_if_canceled
 from alembic_safety.database import history
 from alembic_safety.database.history import Direction, Event, History
 from alembic_safety.database.lock import migration_lock
@@ -25,7 +26,6 @@ from alembic_safety.run import steps
 from alembic_safety.run.blockers import Blockers
 from alembic_safety.run.confirm import confirm_downgrade
 from alembic_safety.run.indexes import invalid_indexes
-from alembic_safety.run.interrupt import raise_if_interrupted
 from alembic_safety.run.observer import get_observer
 from alembic_safety.run.resume import Resumption
 from alembic_safety.run.retry import pause_or_give_up
@@ -212,7 +212,7 @@ class _Run:
                 with self._span:
                     context.run_migrations()
             except SQLAlchemyError as error:
-                raise_if_interrupted(error)
+                raise_if_canceled(error)
                 if get_sqlstate(error) != SQLState.LOCK_NOT_AVAILABLE or self.blockers is None:
                     raise
                 # The rollback may have undone timeouts and the history table.

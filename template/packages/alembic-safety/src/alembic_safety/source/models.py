@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alembic_safety.errors import MigrationError
+from alembic_safety.programs import run_program
 from alembic_safety.project import Project
 from alembic_safety.source.git import find_commit, open_archive
 
@@ -67,18 +68,15 @@ def read_models(project: Project, name: str, *, variable: str) -> ModelColumns:
                 f"there is no such module in {' or '.join(names)}; prepend_sys_path of "
                 "[tool.alembic] says where modules are"
             )
-        done = subprocess.run(
+        done = run_program(
             [sys.executable, "-c", _PRINT, place],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))},
-            capture_output=True,
-            text=True,
-            check=False,
         )
     if done.returncode != 0:
         raise MigrationError(
             f"{variable}={name}: its models can't be imported: "
-            f"{(done.stderr.strip().splitlines() or ['?'])[-1]}"
+            f"{(done.stderr.decode(errors='replace').strip().splitlines() or ['?'])[-1]}"
         )
     # Models may print on import, before the last line.
     tables: dict[str, list[str]] = json.loads(done.stdout.strip().splitlines()[-1])
