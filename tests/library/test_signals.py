@@ -6,10 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 from psycopg.rows import TupleRow
@@ -34,9 +35,16 @@ SLOW_TABLE = """
 
 
 def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]") -> None:
+    def waits() -> object:
+        assert process.poll() is None, process.communicate()
+        return condition()
+
+    wait_until(waits)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
     until = time.monotonic() + DEADLINE
     while not condition():
-        assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.02)
 
@@ -53,6 +61,10 @@ class Scene:
     command: list[str] = field(default_factory=list)
     started: Started = bool
     """Whether the process of the command waits."""
+
+    @property
+    def temporary(self) -> Path:
+        return Path(self.project.environment["TMPDIR"])
 
     def databases(self) -> set[str]:
         rows = self.database.execute("SELECT datname FROM pg_database")
@@ -216,6 +228,8 @@ def scene(
 ) -> Iterator[Scene]:
     name, driver = request.param.split("-")
     project = StockProject(tmp_path / "shop", "generic", database_url, driver)
+    project.environment["TMPDIR"] = str(tmp_path / "temporary")
+    (tmp_path / "temporary").mkdir()
     with psycopg.connect(database_url.libpq) as other:
         scene = Scene(project, database, other)
         scene.command, scene.started = SCENES[name](scene)
@@ -223,9 +237,9 @@ def scene(
         other.rollback()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_command_and_leaves_nothing(scene: Scene, number: signal.Signals) -> None:
-    databases, files = scene.databases(), scene.project.files()
+@contextmanager
+def running(scene: Scene) -> Iterator["subprocess.Popen[str]"]:
+    """Start the command of a scene, and wait until it waits."""
     with subprocess.Popen(
         [sys.executable, "-m", *scene.command],
         cwd=scene.project.path,
@@ -236,9 +250,16 @@ def test_a_signal_ends_a_command_and_leaves_nothing(scene: Scene, number: signal
     ) as process:
         try:
             wait_for(lambda: scene.started(process), process)
+            yield process
         except BaseException:
             process.kill()
             raise
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_command_and_leaves_nothing(scene: Scene, number: signal.Signals) -> None:
+    databases, files = scene.databases(), scene.project.files()
+    with running(scene) as process:
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
         _, said = process.communicate(timeout=DEADLINE)
@@ -248,7 +269,55 @@ def test_a_signal_ends_a_command_and_leaves_nothing(scene: Scene, number: signal
     assert not any(map(is_alive, children))
     assert scene.databases() == databases
     assert scene.project.files() - files <= {"importing", "dumping"}
+    assert list(scene.temporary.iterdir()) == []
     scene.other.execute("SELECT pg_advisory_unlock_all()")
     key = lock_key(scene.database.info.dbname, VERSION_TABLE)
     taken = scene.database.execute("SELECT pg_try_advisory_lock(%s)", [key])
     assert taken.fetchone() == (True,)
+
+
+@pytest.mark.parametrize(
+    "scene", ["plan-asyncpg", "check-psycopg", "restore-asyncpg"], indirect=True
+)
+def test_what_a_killed_command_leaves_is_named_and_removed(scene: Scene) -> None:
+    safety, databases = scene.project.safety, scene.databases()
+    assert "Nothing to clean up." in safety("cleanup").stdout
+    with running(scene) as process:
+        [left] = scene.databases() - databases
+        # As long as its owner lives, a temporary database is nobody else's.
+        assert "Left by" not in safety("status").stdout
+        assert "Nothing to clean up." in safety("cleanup").stdout
+        process.kill()
+        process.wait()
+    says = f"Left by killed commands: {left}; run `alembic-safety cleanup`."
+    wait_until(lambda: says in safety("status").stdout)
+    assert f"Removed: database {left}\n" in safety("cleanup").stdout
+    assert scene.databases() == databases
+    assert list(scene.temporary.iterdir()) == []
+    assert "Left by" not in safety("status").stdout
+
+
+@pytest.mark.parametrize("scene", ["plan-asyncpg"], indirect=True)
+def test_the_next_plan_removes_what_a_killed_one_left(scene: Scene) -> None:
+    databases = scene.databases()
+    with running(scene) as process:
+        process.kill()
+        process.wait()
+    wait_until(lambda: "Left by" in scene.project.safety("status").stdout)
+    scene.project.revise("a1", None, "pass", "pass")
+    scene.project.safety("plan")
+    assert scene.databases() == databases
+
+
+@pytest.mark.parametrize("scene", ["plan_dump-asyncpg"], indirect=True)
+def test_the_dump_of_a_killed_plan_is_removed_when_pg_dump_has_ended(scene: Scene) -> None:
+    with running(scene) as process:
+        writers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+    assert "Nothing to clean up." in scene.project.safety("cleanup").stdout
+    for writer in writers:
+        writer.kill()
+    [folder] = scene.temporary.iterdir()
+    assert scene.project.safety("cleanup").stdout == f"Removed: {folder}\n"
+    assert list(scene.temporary.iterdir()) == []

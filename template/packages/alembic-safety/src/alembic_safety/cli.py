@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from alembic_safety.boundary import describe_error
 from alembic_safety.cancellation import Interrupted, handled_signals
 from alembic_safety.commands import backups, review, schema
+from alembic_safety.commands.cleanup import clean_up
 from alembic_safety.config import make_config
 from alembic_safety.errors import MigrationError
 from alembic_safety.options import BackupKind
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--confirm", default="", help="name of the present database: replace it with the backup"
     )
     restoring.set_defaults(run=backups.restore)
+    cleanup = commands.add_parser("cleanup", help="remove what killed commands left behind")
+    cleanup.set_defaults(run=lambda project, _: clean_up(project))
     _add_plan(commands.add_parser("plan", help="rehearse the pending revisions on a scratch copy"))
     check = commands.add_parser("check", help="check whether the revisions can be merged")
     check.add_argument("--base", default="", help="branch to merge into; default: that of origin")

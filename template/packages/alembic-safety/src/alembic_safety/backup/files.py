@@ -109,8 +109,7 @@ def reserve_file(folder: Path, stem: str, suffix: str) -> Iterator[tuple[int, Pa
 
     The file is locked while this process lives, or a pg_dump that inherited the descriptor.
     """
-    for unfinished in folder.glob(f".*{_UNFINISHED}"):
-        _delete_if_abandoned(unfinished)
+    delete_abandoned_files(folder)
     while (descriptor := _reserve(folder, name := _name_now(stem, suffix))) is None:
         pause(_TICK)  # another backup reserved the name of this second
     file = folder / f".{name}{_UNFINISHED}"
@@ -139,11 +138,15 @@ def _reserve(folder: Path, name: str) -> int | None:
     return None
 
 
-def _delete_if_abandoned(file: Path) -> None:
-    """Delete the file of a killed backup, unless its pg_dump is still writing."""
-    with suppress(OSError), file.open("rb") as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.unlink()
+def delete_abandoned_files(folder: Path) -> list[Path]:
+    """Delete the files of killed backups, unless their pg_dump still writes; return their paths."""
+    deleted = []
+    for file in folder.glob(f".*{_UNFINISHED}"):
+        with suppress(OSError), file.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.unlink()
+            deleted.append(file)
+    return deleted
 
 
 def _name_now(stem: str, suffix: str) -> str:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -27,6 +28,7 @@ from alembic_safety.backup.swap import (
     swap,
 )
 from alembic_safety.cancellation import call_in_thread
+from alembic_safety.database.leftovers import drop_leftovers, owned, temporary_name
 from alembic_safety.database.maintenance import maintenance, maintenance_url
 from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import ClientProgramError
@@ -34,6 +36,9 @@ from alembic_safety.options import BackupKind
 from alembic_safety.sql import LONGEST_IDENTIFIER, SQLState, get_sqlstate, quote_identifier
 
 logger = logging.getLogger(__name__)
+
+_TAKEN = "there is a database {} already; choose another name, or drop that database"
+_EXISTS = text("SELECT 1 FROM pg_database WHERE datname = :name")
 
 _NO_SUCH_LOCALE = {
     SQLState.INVALID_PARAMETER_VALUE,
@@ -74,20 +79,41 @@ async def restore(
     async with maintenance(url) as server:
         if replace:
             await refuse_while_migrating(server, url.database)
+        if await server.scalar(_EXISTS, {"name": target}):
+            raise RestoreError(_TAKEN.format(target))
+        for leftover in await drop_leftovers(server, url.database):
+            logger.info("dropped %s, which a killed restore or plan left", leftover)
         size = format_size(backup.path.stat().st_size)
         logger.info("restoring %s (%s) into %s", backup.path.name, size, target)
-        try:
-            program = find_client("pg_restore", None)
-            await call_in_thread(
-                check_readable, program, backup.path, partial(log_progress, "reading")
-            )
-            await restore_file(url, backup.path, target)
-        except ClientProgramError as error:
-            raise RestoreError(
-                f"{backup.path.name} was not restored: {error}\n"
-                f"The database {url.database} was not changed, and no new database was left."
-            ) from error
+        # A database with the final name is complete.
+        temporary = temporary_name(url.database, "restoring")
+        async with owned(url, temporary):
+            try:
+                program = find_client("pg_restore", None)
+                await call_in_thread(
+                    check_readable, program, backup.path, partial(log_progress, "reading")
+                )
+                await restore_file(url, backup.path, temporary)
+            except ClientProgramError as error:
+                raise RestoreError(
+                    f"{backup.path.name} was not restored: {error}\n"
+                    f"The database {url.database} was not changed, and no new database was left."
+                ) from error
+            await _rename(server, temporary, target)
         return await swap(server, url, target) if replace else target
+
+
+async def _rename(server: AsyncConnection, temporary: str, target: str) -> None:
+    """Give a restored database its final name; drop it if that fails."""
+    try:
+        await server.exec_driver_sql(
+            f"ALTER DATABASE {quote_identifier(temporary)} RENAME TO {quote_identifier(target)}"
+        )
+    except BaseException as error:
+        await _drop(server, temporary)
+        if get_sqlstate(error) == SQLState.DUPLICATE_DATABASE:
+            raise RestoreError(_TAKEN.format(target)) from error
+        raise
 
 
 async def restore_file(
@@ -166,9 +192,7 @@ async def _run_create(server: AsyncConnection, script: str, target: str) -> None
     except DBAPIError as error:
         state = get_sqlstate(error)
         if state == SQLState.DUPLICATE_DATABASE:
-            raise RestoreError(
-                f"there is a database {target} already; choose another name, or drop that database"
-            ) from error
+            raise RestoreError(_TAKEN.format(target)) from error
         if state not in _NO_SUCH_LOCALE:
             raise RestoreError(
                 f"no database could be created: {error.orig} (ALTER ROLE ... CREATEDB grants that)"

@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 from alembic_safety import cancellation
 from alembic_safety.database import history
 from alembic_safety.database.connection import create_engine
+from alembic_safety.database.leftovers import find_leftovers
 from alembic_safety.database.pooler import connect_directly
 from alembic_safety.project import Project
 from alembic_safety.run.confirm import confirm
@@ -24,7 +25,16 @@ def print_status(project: Project) -> int:
     """Print the current revision, the head and each pending revision; return 1 if unreachable."""
     url = project.target.url
     revisions = Revisions.load(project.make_config())
-    state = read_state(project, revisions)
+
+    async def read() -> tuple[SchemaState, list[str]]:
+        engine = create_engine(url)
+        state = await SchemaReader(engine, revisions).read()
+        if state.state is State.UNREACHABLE:
+            return state, []
+        async with engine.connect() as connection:
+            return state, await find_leftovers(connection, url.database)
+
+    state, leftovers = cancellation.run(read())
     if state.state is State.UNREACHABLE:
         print(state.reason, file=sys.stderr)
         return 1
@@ -44,6 +54,8 @@ def print_status(project: Project) -> int:
         hint = "; there are several heads, so run `alembic merge heads -m Merge`"
     sentence = state.describe()
     print(f"{sentence[0].upper()}{sentence[1:]}{hint}.")
+    if leftovers:
+        print(f"Left by killed commands: {', '.join(leftovers)}; run `alembic-safety cleanup`.")
     return 0
 
 

@@ -2,12 +2,11 @@
 
 import asyncio
 import logging
-import secrets
-import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import text
@@ -17,9 +16,11 @@ from alembic_safety.backup.clients import find_client, run_client
 from alembic_safety.backup.dump import server_major
 from alembic_safety.backup.restore import restore_file
 from alembic_safety.backup.swap import RestoreError
+from alembic_safety.backup.workspace import delete_abandoned, workspace
 from alembic_safety.boundary import describe_error
 from alembic_safety.cancellation import call_in_thread
 from alembic_safety.database.connection import create_engine
+from alembic_safety.database.leftovers import drop_leftovers, owned, temporary_name
 from alembic_safety.database.maintenance import maintenance
 from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import (
@@ -32,8 +33,6 @@ from alembic_safety.sql import quote_identifier
 
 logger = logging.getLogger(__name__)
 
-_SUFFIX_BYTES = 4
-_LONGEST_STEM = 40
 _DROP_TIMEOUT = 10.0
 """Seconds to wait for a server that restarts."""
 _PAUSE = 0.5
@@ -76,35 +75,46 @@ async def scratch(
     """
     target = project.target
     live = target.url
-    stem = live.database.encode()[:_LONGEST_STEM].decode(errors="ignore")
-    name = f"{stem}_plan_{secrets.token_hex(_SUFFIX_BYTES)}"
-    try:
-        temporary = tempfile.TemporaryDirectory()
-    except OSError as error:
-        raise ScratchError(
-            f"no temporary folder can be made for the dump (TMPDIR): {error}"
-        ) from error
-    with temporary as folder:
+    name = temporary_name(live.database, "plan")
+    delete_abandoned()
+    async with AsyncExitStack() as stack:
+        try:
+            folder, descriptor = stack.enter_context(workspace())
+        except OSError as error:
+            raise ScratchError(
+                f"no temporary folder can be made for the dump (TMPDIR): {error}"
+            ) from error
         file = None
         if not empty:
-            file = Path(folder) / "live.dump"
-            await _dump(live, file, with_data=with_data)
-        server, where = await _make(target, name, file, with_data=with_data)
-    try:
-        url = replace(server.with_database(name), driver=live.driver)
-        if not (empty or with_data):  # a copy with data has the rows of Alembic's table
-            await _stamp(url, revisions)
-        yield Scratch(url=url, server=where, shared=server is live)
-    finally:
-        dropping = asyncio.ensure_future(_drop(server, name))
+            file = folder / "live.dump"
+            await _dump(live, file, descriptor, with_data=with_data)
+
+        async def make(server: DatabaseURL) -> None:
+            async with maintenance(server) as connection:
+                for leftover in await drop_leftovers(connection, live.database):
+                    logger.info("dropped %s, which a killed plan left", leftover)
+            await stack.enter_async_context(owned(server, name))
+            # Without rows, ANALYZE would make the planner scan every table instead of using indexes.
+            await restore_file(server, file, name, analyze=with_data)
+
+        server, where = await _make(target, make)
         try:
-            await asyncio.shield(dropping)
-        except asyncio.CancelledError:
-            await dropping
-            raise
+            if file is not None:
+                file.unlink()  # it may have rows
+            url = replace(server.with_database(name), driver=live.driver)
+            if not (empty or with_data):  # a copy with data has the rows of Alembic's table
+                await _stamp(url, revisions)
+            yield Scratch(url=url, server=where, shared=server is live)
+        finally:
+            dropping = asyncio.ensure_future(_drop(server, name))
+            try:
+                await asyncio.shield(dropping)
+            except asyncio.CancelledError:
+                await dropping
+                raise
 
 
-async def _dump(live: DatabaseURL, file: Path, *, with_data: bool) -> None:
+async def _dump(live: DatabaseURL, file: Path, descriptor: int, *, with_data: bool) -> None:
     engine = create_engine(live)
     async with engine.connect() as connection:
         major = await connection.run_sync(server_major)
@@ -120,18 +130,17 @@ async def _dump(live: DatabaseURL, file: Path, *, with_data: bool) -> None:
         "--no-subscriptions",
         *([] if with_data else ["--schema-only"]),
     ]
-    await call_in_thread(run_client, command, live)
+    await call_in_thread(partial(run_client, pass_fds=[descriptor]), command, live)
 
 
 async def _make(
-    target: Target, name: str, file: Path | None, *, with_data: bool
+    target: Target, make: Callable[[DatabaseURL], Awaitable[None]]
 ) -> tuple[DatabaseURL, str]:
-    """Make the database; return its server's address, and the server in words."""
+    """Make the database on the first server that permits it; return that, and its name in words."""
     planned = target.plan_url
     server = planned or target.url
     try:
-        # Without rows, ANALYZE would make the planner scan every table instead of using indexes.
-        await restore_file(server, file, name, analyze=with_data)
+        await make(server)
     except (DatabaseUnavailableError, RestoreError) as error:
         if planned is not None:
             raise ScratchError(f"PLAN_DATABASE_URL: {error}") from error
@@ -149,7 +158,7 @@ async def _make(
         own = await call_in_thread(target.scratch_server)
     except EmbeddedPostgresError as error:
         raise ScratchError(message) from error
-    await restore_file(own, file, name, analyze=with_data)
+    await make(own)
     return own, "the project's own server"
 
 
