@@ -32,7 +32,7 @@ versions: ## Print the versions of Python and PostgreSQL that the image and CI u
 	@"$${PYTHON:-python3}" deploy/service.py
 
 migrate-verify: $(OWN_UV) ## Fail unless the database is at head
-	@$(RUN) python -m alembic current --check-heads || { $(MIGRATIONS) status >&2; exit 1; }
+	@$(MIGRATIONS) verify
 migrate-touched: ## Print whether this branch changes revisions or models, compared with BASE
 	@git rev-parse --quiet --verify "$$BASE^{commit}" >/dev/null || \
 		{ echo "BASE=$$BASE: there is no such branch or commit here; fetch it first" >&2; exit 1; }

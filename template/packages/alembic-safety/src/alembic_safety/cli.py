@@ -1,111 +1,274 @@
-"""Commands that complement those of `alembic`, for PostgreSQL."""
+"""Command line of `alembic-safety`, next to Alembic's own program."""
 
-import argparse
 import atexit
 import gc
+import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import click
+from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
 from alembic_safety.boundary import describe_error
 from alembic_safety.cancellation import Interrupted, handled_signals
-from alembic_safety.commands import backups, review, schema
-from alembic_safety.commands.cleanup import clean_up
-from alembic_safety.config import make_config
 from alembic_safety.errors import MigrationError
-from alembic_safety.options import BackupKind
-from alembic_safety.plan.report import Format
-from alembic_safety.project import Project
+from alembic_safety.ini.cli import ini
+
+if TYPE_CHECKING:
+    from alembic_safety.project import Project
+
+# Commands are imported when they run, because `status` needs a fraction of what `plan` needs.
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+BASE = click.option("--base", default="", help="Branch to merge into; by default that of origin.")
+
+
+@click.group(context_settings=_SETTINGS)
+@click.option(
+    "-c", "--config", multiple=True, help="alembic.ini or pyproject.toml, as for `alembic -c`."
+)
+@click.option("-n", "--name", default="alembic", help="Section of the ini, as for `alembic -n`.")
+@click.option(
+    "-x", "x_arguments", multiple=True, help="key=value for env.py, such as lock_timeout=5s."
+)
+@click.option("--raiseerr", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="alembic-safety")
+@click.pass_context
+def program(context: click.Context, /, **_options: Any) -> None:
+    """Plan, check, back up and watch the migrations of a PostgreSQL database.
+
+    The database, the models and the options come from migrations/env.py.
+    """
+    if os.environ.get("NO_COLOR"):  # https://no-color.org
+        context.color = False
+
+
+program.add_command(ini)
+
+
+@program.command()
+@click.pass_obj
+def status(load: "Loader") -> int:
+    """Print the current revision, the head and the pending revisions."""
+    from alembic_safety.commands import schema
+
+    return schema.print_status(load())
+
+
+@program.command()
+@click.pass_obj
+def verify(load: "Loader") -> int:
+    """Fail unless the database is at head."""
+    from alembic_safety.commands import schema
+
+    return schema.verify(load())
+
+
+@program.command()
+@click.pass_obj
+def history(load: "Loader") -> int:
+    """Print what was applied and reverted, and when."""
+    from alembic_safety.commands import schema
+
+    return schema.print_history(load())
+
+
+@program.command()
+@click.option("--confirm", default="", help="Name of the database, instead of the prompt.")
+@click.pass_obj
+def reset(load: "Loader", confirm: str) -> int:
+    """Revert all revisions; deletes all data."""
+    from alembic_safety.commands import schema
+
+    return schema.reset(load(), confirm)
+
+
+@program.command("rolled-out")
+@click.argument("version")
+@click.pass_obj
+def rolled_out(load: "Loader", version: str) -> int:
+    """Record the rollout of a code VERSION, a commit or an image tag."""
+    from alembic_safety.commands import schema
+
+    return schema.record_rollout(load(), version)
+
+
+@program.command()
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "markdown", "json"]),
+    default="table",
+    help="Format of the plan.",
+)
+@click.option("--from", "start", default="", help="First revision; by default the database's.")
+@click.option("--to", default="head", help="Last revision; by default head.")
+@click.option("--with-data", is_flag=True, help="Copy the rows as well.")
+@click.option(
+    "--deployed", default="", help="Commit of the running code, whose models must keep working."
+)
+@click.option("--base", default="", help="Plan only the revisions that are new to this branch.")
+@click.option("--allow-unsafe", is_flag=True, help="Exit with 0 even if a revision is unsafe.")
+@click.pass_obj
+def plan(load: "Loader", /, **given: Any) -> int:
+    """Rehearse the pending revisions on a scratch copy."""
+    from alembic_safety.commands import review
+
+    return review.plan(load(), **given)
+
+
+@program.command()
+@BASE
+@click.pass_obj
+def check(load: "Loader", base: str) -> int:
+    """Check whether the revisions can be merged."""
+    from alembic_safety.commands import review
+
+    return review.check(load(), base)
+
+
+@program.command()
+@BASE
+@click.pass_obj
+def rebase(load: "Loader", base: str) -> int:
+    """Move the new revisions after those of the base branch."""
+    from alembic_safety.commands import review
+
+    return review.rebase(load(), base)
+
+
+@program.command()
+@click.option(
+    "--kind",
+    type=click.Choice(["full", "schema", "auto", "pending"]),
+    default="full",
+    help="auto: as the options say; pending: that, if a revision is pending.",
+)
+@click.pass_obj
+def backup(load: "Loader", kind: str) -> int:
+    """Back up the database."""
+    from alembic_safety.commands import backups
+
+    return backups.back_up(load(), kind)
+
+
+@program.command("backups")
+@click.pass_obj
+def list_backups(load: "Loader") -> int:
+    """List the backups, and read each to its end."""
+    from alembic_safety.commands import backups
+
+    return backups.print_backups(load())
+
+
+@program.command("backup-path")
+@click.argument("backup", default="")
+@click.pass_obj
+def backup_path(load: "Loader", backup: str) -> int:
+    """Print the path of BACKUP, or of the folder of the backups."""
+    from alembic_safety.commands import backups
+
+    return backups.print_backup_path(load(), backup)
+
+
+@program.command()
+@click.argument("backup")
+@click.option("--into", default="", help="Name of the new database.")
+@click.option(
+    "--confirm", default="", help="Name of the present database, to replace it with the backup."
+)
+@click.pass_obj
+def restore(load: "Loader", backup: str, into: str, confirm: str) -> int:
+    """Restore BACKUP into a new database: a file, a name that `backups` lists, or `latest`."""
+    from alembic_safety.commands import backups
+
+    return backups.restore(load(), backup, into=into, confirm=confirm)
+
+
+@program.command()
+@click.pass_obj
+def cleanup(load: "Loader") -> int:
+    """Remove what killed commands left behind."""
+    from alembic_safety.commands import cleanup
+
+    return cleanup.clean_up(load())
+
+
+class Loader:
+    """Loads the project when a command needs it."""
+
+    raiseerr = False
+
+    def __call__(self) -> "Project":
+        """Run env.py, and return its project.
+
+        Raises:
+            MigrationError: there is no configuration, or env.py fails.
+        """
+        from alembic_safety.project import Project
+
+        given = click.get_current_context().find_root().params
+        self.raiseerr = given["raiseerr"]
+        return Project.load(make_config(given))
+
+
+def make_config(given: dict[str, Any]) -> Config:
+    """Return the configuration that Alembic's program would use.
+
+    Args:
+        given: the options of the program.
+
+    Raises:
+        MigrationError: there is none.
+    """
+    names = [*given["config"]] or [os.environ.get("ALEMBIC_CONFIG") or "alembic.ini"]
+    ini, toml = Path("alembic.ini"), Path("pyproject.toml")
+    for name in map(Path, names):
+        if not name.exists() and (given["config"] or name != ini):
+            raise MigrationError(f"there is no {name}; name the configuration with -c")
+        if name.name == "pyproject.toml":
+            toml = name
+        else:
+            ini = name
+    if not ini.exists() and not toml.exists():
+        raise MigrationError(
+            f"there is no alembic.ini or pyproject.toml in {Path.cwd()}; run this command in the "
+            "folder of the project, or name the file with -c"
+        )
+    return Config(
+        ini if ini.exists() else None,
+        toml_file=toml,
+        ini_section=given["name"],
+        # env.py reads x; raiseerr leaves errors to this program.
+        cmd_opts=Namespace(x=list(given["x_arguments"]), raiseerr=True),
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code."""
-    parser = argparse.ArgumentParser(prog="alembic-safety", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    status = commands.add_parser(
-        "status", help="print the current revision, the head and the pending revisions"
-    )
-    status.set_defaults(run=lambda project, _: schema.print_status(project))
-    history = commands.add_parser("history", help="print what was applied and reverted, and when")
-    history.set_defaults(run=lambda project, _: schema.print_history(project))
-    reset = commands.add_parser("reset", help="revert all revisions; deletes all data")
-    reset.add_argument("--confirm", default="", help="name of the database, instead of the prompt")
-    reset.set_defaults(run=lambda project, given: schema.reset(project, given.confirm))
-    backup = commands.add_parser("backup", help="back up the database")
-    kinds = [BackupKind.FULL.value, BackupKind.SCHEMA.value, backups.AUTO, backups.PENDING]
-    backup.add_argument("--kind", choices=kinds, default=BackupKind.FULL.value)
-    backup.set_defaults(run=lambda project, given: backups.back_up(project, given.kind))
-    rolled_out = commands.add_parser("rolled-out", help="record the rollout of a code version")
-    rolled_out.add_argument("version", help="commit or image tag")
-    rolled_out.set_defaults(
-        run=lambda project, given: schema.record_rollout(project, given.version)
-    )
-    listing = commands.add_parser("backups", help="list and verify the backups")
-    listing.set_defaults(run=lambda project, _: backups.print_backups(project))
-    path = commands.add_parser("backup-path", help="print the path of a backup, or of the folder")
-    path.add_argument(
-        "backup", nargs="?", default="", help="a file, a name that `backups` lists, or `latest`"
-    )
-    path.set_defaults(run=lambda project, given: backups.print_backup_path(project, given.backup))
-    restoring = commands.add_parser("restore", help="restore a backup into a new database")
-    restoring.add_argument("backup", help="a file, a name that `backups` lists, or `latest`")
-    restoring.add_argument("--into", default="", help="name of the new database")
-    restoring.add_argument(
-        "--confirm", default="", help="name of the present database: replace it with the backup"
-    )
-    restoring.set_defaults(run=backups.restore)
-    cleanup = commands.add_parser("cleanup", help="remove what killed commands left behind")
-    cleanup.set_defaults(run=lambda project, _: clean_up(project))
-    _add_plan(commands.add_parser("plan", help="rehearse the pending revisions on a scratch copy"))
-    check = commands.add_parser("check", help="check whether the revisions can be merged")
-    check.add_argument("--base", default="", help="branch to merge into; default: that of origin")
-    check.set_defaults(run=lambda project, given: review.check(project, given.base))
-    rebasing = commands.add_parser(
-        "rebase", help="move the new revisions after those of the base branch"
-    )
-    rebasing.add_argument(
-        "--base", default="", help="branch to merge into; default: that of origin"
-    )
-    rebasing.set_defaults(run=lambda project, given: review.rebase(project, given.base))
-    given = parser.parse_args(arguments)
+    load = Loader()
     try:
         with handled_signals():
-            project = Project.load(make_config(Path.cwd()))
-            code: int = given.run(project, given)
+            code: int | None = program.main(
+                arguments, prog_name="alembic-safety", standalone_mode=False, obj=load
+            )
     except Interrupted as interrupted:
-        print("Interrupted.", file=sys.stderr)
+        click.echo("Interrupted.", err=True)
         return interrupted.exit_code
-    except DBAPIError as error:
-        print(describe_error(error), file=sys.stderr)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (CommandError, DBAPIError, MigrationError) as error:
+        if load.raiseerr:
+            raise
+        click.echo(describe_error(error) if isinstance(error, DBAPIError) else error, err=True)
         return 1
-    except (CommandError, MigrationError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return code
-
-
-def _add_plan(plan: argparse.ArgumentParser) -> None:
-    plan.add_argument("--format", choices=[form.value for form in Format], default="table")
-    plan.add_argument(
-        "--from", dest="start", default="", help="first revision; default: that of the database"
-    )
-    plan.add_argument("--to", default="head", help="last revision; default: head")
-    plan.add_argument("--with-data", action="store_true", help="copy the rows as well")
-    plan.add_argument(
-        "--deployed",
-        default="",
-        help="branch or commit of the running code, whose models must keep working",
-    )
-    plan.add_argument(
-        "--base", default="", help="base branch; plan only the revisions that this one adds"
-    )
-    plan.add_argument(
-        "--allow-unsafe", action="store_true", help="exit with 0 even if a revision is unsafe"
-    )
-    plan.set_defaults(run=review.plan)
+    return code or 0
 
 
 def run() -> None:

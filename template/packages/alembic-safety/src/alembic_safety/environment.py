@@ -56,7 +56,7 @@ def run_migrations(
     project = Project(config, load_config, target, readable, list(context.get_x_argument()))
     if project.hand_over():
         return
-    if config.cmd_opts is not None:
+    if on_command_line:
         # Skip the last garbage collection: the process ends with the command. Measured by "current"
         # in benchmarks/migrations.py of the template.
         atexit.register(gc.freeze)

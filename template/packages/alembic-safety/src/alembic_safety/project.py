@@ -2,6 +2,7 @@
 
 import os
 import tomllib
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from sqlalchemy import MetaData
 
 from alembic_safety.boundary import migration_errors
 from alembic_safety.cancellation import interruptible
-from alembic_safety.config import AlembicConfig, make_config, toml_file
+from alembic_safety.config import AlembicConfig, toml_file
 from alembic_safety.database.url import DatabaseURL, DatabaseURLError
 from alembic_safety.errors import AlembicConfigError, MigrationError
 from alembic_safety.metadata import load_metadata
@@ -67,7 +68,7 @@ class Project:
         self._load_config = load_config
         self._get_target = get_target
         self._readable = tuple(readable)
-        self._x_arguments = tuple(x_arguments)
+        self._x_arguments = list(x_arguments)
         self._attributes = dict(config.attributes)
 
     @classmethod
@@ -175,7 +176,15 @@ class Project:
 
     def make_config(self, **attributes: object) -> Config:
         """Return a new configuration of Alembic for this project, with only these attributes."""
-        config = make_config(self.toml_file.parent, **attributes)
+        ini = self._config.config_file_name and Path(self._config.config_file_name).absolute()
+        config = Config(
+            ini if ini and ini.exists() else None,
+            toml_file=self.toml_file,
+            ini_section=self._config.config_ini_section,
+            # Not the program's own options: an error is raised, not printed.
+            cmd_opts=Namespace(x=self._x_arguments, raiseerr=True),
+            attributes=attributes,
+        )
         for name in ("version_locations", "path_separator"):
             value = self._config.get_main_option(name)
             if value is not None and value != config.get_main_option(name):

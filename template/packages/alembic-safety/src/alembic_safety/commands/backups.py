@@ -1,9 +1,9 @@
 """Commands on backups."""
 
-import argparse
 import sys
 import time
 
+import click
 from sqlalchemy import Connection
 
 from alembic_safety import cancellation
@@ -78,10 +78,10 @@ def print_backups(project: Project) -> int:
             verdict = "verified"
         except ClientProgramError as error:
             broken += 1
-            verdict = f"BROKEN ({' '.join(str(error).split())})"
+            verdict = click.style("BROKEN", fg="red") + f" ({' '.join(str(error).split())})"
         when = backup.taken_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         size = format_size(backup.path.stat().st_size)
-        print(
+        click.echo(
             f"{when}  {backup.revision}  {backup.kind:<6}  {size:>8}  {backup.path.name}  {verdict}"
         )
     return 1 if broken else 0
@@ -96,25 +96,31 @@ def print_backup_path(project: Project, given: str) -> int:
     return 0
 
 
-def restore(project: Project, given: argparse.Namespace) -> int:
-    """Restore a backup into a new database, or in place of the present one."""
+def restore(project: Project, name: str, *, into: str, confirm: str) -> int:
+    """Restore a backup into a new database, or in place of the present one.
+
+    Args:
+        project: the project.
+        name: a file, the name of a backup, or `latest`.
+        into: name of the new database; may be empty.
+        confirm: name of the present database, to replace it; may be empty.
+    """
     url = project.target.url
-    if given.confirm and given.confirm != url.database:
+    if confirm and confirm != url.database:
         raise NotConfirmedError(
-            f"{given.confirm!r} is not the name of the database ({url.database}); "
-            "nothing was changed"
+            f"{confirm!r} is not the name of the database ({url.database}); nothing was changed"
         )
-    if given.confirm and given.into:
+    if confirm and into:
         raise RestoreError(
             "--confirm replaces the present database, --into names a new one; use one of them"
         )
     folder = backup_folder(project)
-    replace = bool(given.confirm)
-    backup = find_backup(folder, given.backup, url.database, full=replace)
+    replace = bool(confirm)
+    backup = find_backup(folder, name, url.database, full=replace)
 
     async def run() -> str:
         await refuse_transaction_pooler(url)
-        return await restore_database(url, backup, into=given.into or None, replace=replace)
+        return await restore_database(url, backup, into=into or None, replace=replace)
 
     name = cancellation.run(run())
     print(f"The backup was restored into the database {name}.")

@@ -1,11 +1,13 @@
 """Commands that review revisions before a merge or an upgrade."""
 
-import argparse
 import logging
 import os
 import sys
 import textwrap
 from contextlib import redirect_stdout
+from typing import Any
+
+import click
 
 from alembic_safety import cancellation
 from alembic_safety.check.gate import Outcome, run_checks
@@ -16,31 +18,38 @@ from alembic_safety.source.rebase import rebase as rebase_revisions
 
 UNSAFE = 3
 """Exit code of `plan` if a revision is unsafe."""
+_COLORS = {
+    Outcome.OK: "green",
+    Outcome.FAILED: "red",
+    Outcome.SKIPPED: None,
+    Outcome.ADVICE: "yellow",
+}
 
 
-def plan(project: Project, given: argparse.Namespace) -> int:
+def plan(project: Project, *, form: str, allow_unsafe: bool, to: str, **scope: Any) -> int:
     """Print the plan of the pending revisions.
 
     Return 1 if a revision fails, `UNSAFE` if one is unsafe.
+
+    Args:
+        project: the project.
+        form: a `Format`.
+        allow_unsafe: return 0 even if a revision is unsafe.
+        to: the last revision.
+        scope: further fields of `PlanOptions`.
     """
     logging.disable(logging.INFO)  # Alembic logs the upgrades of the scratch copy
-    options = PlanOptions(
-        start=given.start,
-        target=given.to,
-        with_data=given.with_data,
-        deployed=given.deployed,
-        base=given.base,
-    )
-    planning = make_plan(project, options)
+    planning = make_plan(project, PlanOptions(target=to, **scope))
+    if sys.stderr.isatty():
+        click.echo("Rehearsing the revisions on a copy of the schema ...", err=True)
     # Keep output of revisions out of the plan, which a program may parse.
     with redirect_stdout(sys.stderr):
         result = cancellation.run(planning)
-    # https://no-color.org
-    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    print(render(result, Format(given.format), color=color))
+    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")  # https://no-color.org
+    click.echo(render(result, Format(form), color=color))
     if any(item.rehearsed.error for item in result.revisions):
         return 1
-    return 0 if result.safe or given.allow_unsafe else UNSAFE
+    return 0 if result.safe or allow_unsafe else UNSAFE
 
 
 def check(project: Project, base: str) -> int:
@@ -51,9 +60,10 @@ def check(project: Project, base: str) -> int:
         failed = 0
         async for result in run_checks(project, base):
             failed += result.outcome is Outcome.FAILED
-            print(f"{result.outcome:<5} {result.check:<18}  {result.note}".rstrip(), flush=True)
+            outcome = click.style(f"{result.outcome:<5}", fg=_COLORS[result.outcome])
+            click.echo(f"{outcome} {result.check:<18}  {result.note}".rstrip())
             for problem in result.problems:
-                print(textwrap.indent(problem, " " * 6), flush=True)
+                click.echo(textwrap.indent(problem, " " * 6))
         return failed
 
     return 1 if cancellation.run(run()) else 0

@@ -1,7 +1,9 @@
 """Commands on the state and the history of the schema."""
 
 import sys
+from contextlib import redirect_stdout
 
+import click
 from alembic import command
 from sqlalchemy import Connection
 
@@ -48,7 +50,8 @@ def print_status(project: Project) -> int:
     print(f"current:  {label(state.current)}")
     print(f"head:     {', '.join(f'{i} ({revisions[i].message})' for i in state.heads) or 'none'}")
     for revision in state.pending:
-        print(f"pending:  {revision.id}  {revision.date}  {revision.message}")
+        pending = click.style("pending:", fg="yellow")
+        click.echo(f"{pending}  {revision.id}  {revision.date}  {revision.message}")
     hint = "; run `alembic upgrade head`" if state.pending else ""
     if len(state.heads) > 1:
         hint = "; there are several heads, so run `alembic merge heads -m Merge`"
@@ -57,6 +60,16 @@ def print_status(project: Project) -> int:
     if leftovers:
         print(f"Left by killed commands: {', '.join(leftovers)}; run `alembic-safety cleanup`.")
     return 0
+
+
+def verify(project: Project) -> int:
+    """Return 0 if the database is at head; otherwise print the status, and return 1."""
+    state = read_state(project, Revisions.load(project.make_config()))
+    if state.state is State.AT_HEAD:
+        return 0
+    with redirect_stdout(sys.stderr):
+        print_status(project)
+    return 1
 
 
 def print_history(project: Project) -> int:

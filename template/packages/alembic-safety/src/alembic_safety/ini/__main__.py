@@ -1,12 +1,7 @@
-"""`python -m alembic_safety.ini`."""
+"""`python -m alembic_safety.ini`, which Makefiles of earlier releases call."""
 
 import sys
 
-try:
-    from alembic_safety.ini.cli import main
-except ModuleNotFoundError as error:
-    if error.name != "tomlkit":
-        raise
-    sys.exit('tomlkit is not installed; install the extra: pip install "alembic-safety[ini]"')
+from alembic_safety.ini.cli import main
 
 sys.exit(main())

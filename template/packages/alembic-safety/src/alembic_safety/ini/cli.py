@@ -1,66 +1,92 @@
-"""The command line: `python -m alembic_safety.ini import` and `export`."""
+"""Commands `ini import` and `ini export`."""
 
-import argparse
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
-from alembic_safety.ini.change import Options
-from alembic_safety.ini.errors import ConversionError
-from alembic_safety.ini.exporting import export_ini
-from alembic_safety.ini.importing import import_ini
+import click
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code."""
-    given = _parser().parse_args(arguments)
-    options = Options(
-        pyproject=given.pyproject,
-        python=given.python,
-        url_variable=given.url_variable,
-        dry_run=given.dry_run,
-    )
+def _common(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = [
+        click.option("--pyproject", default="", help="pyproject.toml; by default the nearest one."),
+        click.option("--python", default="", help="The Python that has the project's Alembic."),
+        click.option(
+            "--url-variable",
+            default="DATABASE_URL",
+            show_default=True,
+            help="Environment variable for the database URL.",
+        ),
+        click.option("--dry-run", is_flag=True, help="Show the diff, and change nothing."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group()
+def ini() -> None:
+    """Move alembic.ini to [tool.alembic] of pyproject.toml, and back (extra `ini`)."""
+
+
+@ini.command("import")
+@click.argument("ini", default="alembic.ini")
+@click.option("--name", default="alembic", help="Main section, as for `alembic --name`.")
+@_common
+def import_(ini: str, name: str, **options: Any) -> int:
+    """Move INI to [tool.alembic]."""
+    return _convert(options, ini, name)
+
+
+@ini.command()
+@_common
+def export(**options: Any) -> int:
+    """Move [tool.alembic] to alembic.ini."""
+    return _convert(options)
+
+
+def _convert(given: dict[str, Any], *from_ini: str) -> int:
     try:
-        if given.command == "import":
-            notes = import_ini(given.ini, options, section=given.name)
+        from alembic_safety.ini.change import Options
+        from alembic_safety.ini.exporting import export_ini
+        from alembic_safety.ini.importing import import_ini
+    except ModuleNotFoundError as error:
+        if error.name != "tomlkit":
+            raise
+        raise click.ClickException(
+            'tomlkit is not installed; install the extra: pip install "alembic-safety[ini]"'
+        ) from None
+    from alembic_safety.ini.errors import ConversionError
+
+    options = Options(**given)
+    try:
+        if from_ini:
+            path, section = from_ini
+            notes = import_ini(path, options, section=section)
         else:
             notes = export_ini(options)
     except ConversionError as error:
-        print(f"{error}\nNothing was changed.", file=sys.stderr)
+        click.echo(f"{error}\nNothing was changed.", err=True)
         return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted. Nothing was changed.", file=sys.stderr)
-        return 130
     for note in notes:
-        print(f"- {note}")
+        click.echo(f"- {note}")
     same = "Alembic reads the same options, and heads, history and upgrade --sql print the same."
-    print(f"{same} Nothing was changed: --dry-run." if given.dry_run else same)
+    click.echo(f"{same} Nothing was changed: --dry-run." if options.dry_run else same)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    defaults = Options()
-    parser = argparse.ArgumentParser(
-        prog="python -m alembic_safety.ini",
-        description="Move a project from alembic.ini to [tool.alembic] of pyproject.toml, and back.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    importing = commands.add_parser("import", help="move alembic.ini to [tool.alembic]")
-    importing.add_argument("ini", nargs="?", default="alembic.ini", metavar="INI")
-    importing.add_argument("--name", default="alembic", help="the main section, as alembic --name")
-    exporting = commands.add_parser("export", help="move [tool.alembic] to alembic.ini")
-    for command in (importing, exporting):
-        command.add_argument(
-            "--pyproject", default=defaults.pyproject, help="by default the nearest one"
-        )
-        command.add_argument(
-            "--python", default=defaults.python, help="the Python that has the project's Alembic"
-        )
-        command.add_argument(
-            "--url-variable",
-            default=defaults.url_variable,
-            help="the environment variable for the database URL (default: %(default)s)",
-        )
-        command.add_argument(
-            "--dry-run", action="store_true", help="show the diff and change nothing"
-        )
-    return parser
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; return its exit code."""
+    from alembic_safety.cancellation import Interrupted, handled_signals
+
+    try:
+        with handled_signals():
+            code: int | None = ini.main(
+                arguments, prog_name="python -m alembic_safety.ini", standalone_mode=False
+            )
+    except Interrupted as interrupted:
+        click.echo("Interrupted. Nothing was changed.", err=True)
+        return interrupted.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    return code or 0
