@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from tests.library.ini_corpus import CASES, FILE_CONFIG, LOGGING, MALFORMED, Cas
 from tests.support import ROOT
 from tests.support import Project as Runner
 
+from alembic_safety.cancellation import Interrupted
 from alembic_safety.ini import trial
 from alembic_safety.ini.cli import main
 from alembic_safety.ini.ini_text import ini_text
@@ -272,7 +274,7 @@ def test_files_are_restored_when_writing_is_interrupted(
 
     def fail(path: Path, target: Path) -> Path:
         if path.is_relative_to(root):
-            raise KeyboardInterrupt
+            raise Interrupted(signal.SIGINT)
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", fail)

@@ -204,7 +204,7 @@ def test_what_only_libpq_knows_does_not_reach_asyncpg() -> None:
     [
         ("mysql://u:secret@db/app", "scheme 'mysql'"),
         ("sqlite:///file.db", "scheme 'sqlite'"),
-        ("postgresql+psycopg2://u:secret@db/app", "scheme 'postgresql+psycopg2'"),
+        ("postgresql+pg8000://u:secret@db/app", "scheme 'postgresql+pg8000'"),
         ("secret", "not a URL"),
         ("postgresql://u:secret@db", "names no database"),
         ("postgresql://u:secret@db:port/app", "port"),
@@ -232,3 +232,21 @@ def test_no_text_form_shows_the_password() -> None:
     assert other.password == "secret"  # noqa: S105
     assert "secret" not in f"{other} {other!r}"
     assert "secret" not in f"{url} {url!r} {url.without_password}"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "driver"),
+    [
+        ("postgres", "asyncpg"),
+        ("postgresql", "asyncpg"),
+        ("postgresql+asyncpg", "asyncpg"),
+        ("postgresql+psycopg", "psycopg"),
+        ("postgresql+psycopg_async", "psycopg"),
+        ("postgresql+psycopg2", "psycopg2"),
+    ],
+)
+def test_the_scheme_names_the_driver_of_revisions(scheme: str, driver: str) -> None:
+    url = DatabaseURL.parse(f"{scheme}://u@db/app")
+    assert url.driver == driver
+    assert url.with_database("other").driver == driver
+    assert url.libpq == "postgresql://u@db:5432/app"

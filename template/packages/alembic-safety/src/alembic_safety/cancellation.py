@@ -23,8 +23,8 @@ _STEP = 0.05
 """Seconds between two checks in `pause`."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM ended a command."""
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM ended a command. Not a KeyboardInterrupt, which click reports itself."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
