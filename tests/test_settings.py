@@ -169,7 +169,7 @@ def test_an_owner_who_may_make_databases_restores_one(
     project.make("backup")
     done = project.make("restore", "BACKUP=latest", expect=2)
     assert "no database could be created: permission denied to create database" in done.stderr
-    assert "ALTER ROLE ... CREATEDB" in done.stderr
+    assert "ALTER ROLE app CREATEDB" in done.stderr
     with psycopg.connect(
         f"host={sockets} port={port} user=postgres dbname=postgres", autocommit=True
     ) as connection:

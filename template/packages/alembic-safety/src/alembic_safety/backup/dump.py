@@ -27,6 +27,7 @@ from alembic_safety.database import history
 from alembic_safety.errors import ClientProgramError
 from alembic_safety.options import BackupKind
 from alembic_safety.project import Project
+from alembic_safety.sql import quote_identifier
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def take_backup(connection: Connection, project: Project, kind: BackupKind) -> B
     folder = backup_folder(project)
     suffix = ".schema.dump" if kind is BackupKind.SCHEMA else ".dump"
     started = time.monotonic()
-    with _backup_errors(folder):
+    with _backup_errors(folder, url.user):
         pg_dump = find_client("pg_dump", url, server_major=major)
         pg_restore = find_client("pg_restore", url, server_major=major)
         require_same_server(connection, url, pg_dump)
@@ -172,13 +173,18 @@ def server_major(connection: Connection) -> int:
 
 
 @contextmanager
-def _backup_errors(folder: Path) -> Iterator[None]:
+def _backup_errors(folder: Path, user: str) -> Iterator[None]:
     try:
         yield
     except ClientProgramError as error:
         reason = str(error)
         if "LOCK TABLE" in reason and "timeout" in reason:
             reason += "\n  another session locked a table for longer than lock_wait"
+        elif "permission denied" in reason or "lack SELECT privilege" in reason:
+            reason += (
+                "\n  to let this role read everything, a superuser runs: "
+                f"GRANT pg_read_all_data TO {quote_identifier(user)}"
+            )
         elif _NO_SUCH_SNAPSHOT.search(reason):
             reason += "\n  pg_dump reached another server or database than this process"
     except OSError as error:

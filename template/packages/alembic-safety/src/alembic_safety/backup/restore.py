@@ -27,6 +27,7 @@ from alembic_safety.backup.swap import (
     stamped_name,
     swap,
 )
+from alembic_safety.boundary import describe_error
 from alembic_safety.cancellation import call_in_thread
 from alembic_safety.database.leftovers import drop_leftovers, owned, temporary_name
 from alembic_safety.database.maintenance import maintenance, maintenance_url
@@ -194,9 +195,11 @@ async def _run_create(server: AsyncConnection, script: str, target: str) -> None
         if state == SQLState.DUPLICATE_DATABASE:
             raise RestoreError(_TAKEN.format(target)) from error
         if state not in _NO_SUCH_LOCALE:
-            raise RestoreError(
-                f"no database could be created: {error.orig} (ALTER ROLE ... CREATEDB grants that)"
-            ) from error
+            reason = describe_error(error).partition("\n")[0]
+            if state == SQLState.INSUFFICIENT_PRIVILEGE:
+                role = await server.scalar(text("SELECT quote_ident(current_user)"))
+                reason += f". To allow it, a superuser runs: ALTER ROLE {role} CREATEDB"
+            raise RestoreError(f"no database could be created: {reason}") from error
         logger.warning(
             "the database gets the default locale of the server, so text may sort differently: %s",
             error.orig,

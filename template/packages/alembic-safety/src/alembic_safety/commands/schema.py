@@ -51,7 +51,7 @@ def print_status(project: Project) -> int:
     print(f"head:     {', '.join(f'{i} ({revisions[i].message})' for i in state.heads) or 'none'}")
     for revision in state.pending:
         pending = click.style("pending:", fg="yellow")
-        click.echo(f"{pending}  {revision.id}  {revision.date}  {revision.message}")
+        click.echo("  ".join(filter(None, [pending, revision.id, revision.date, revision.message])))
     hint = "; run `alembic upgrade head`" if state.pending else ""
     if len(state.heads) > 1:
         hint = "; there are several heads, so run `alembic merge heads -m Merge`"

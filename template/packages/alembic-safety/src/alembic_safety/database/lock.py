@@ -30,7 +30,8 @@ _UNLOCK = text("SELECT pg_advisory_unlock(:key)")
 _HOLDER = text(
     """
     SELECT a.pid, coalesce(nullif(a.application_name, ''), 'unnamed') AS application,
-           to_char(coalesce(a.xact_start, a.backend_start), 'HH24:MI:SS') AS since
+           to_char(coalesce(a.xact_start, a.backend_start), 'HH24:MI:SS') AS since,
+           a.usename AS role
     FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
       AND l.database = (SELECT oid FROM pg_database WHERE datname = :database)
@@ -61,7 +62,11 @@ def lock_holder(
     """
     parameters = {"key": lock_key(database, version_table), "database": database}
     row = connection.execute(_HOLDER, parameters).first()
-    return f"pid {row.pid} ({row.application}, since {row.since})" if row else None
+    if row is None:
+        return None
+    # Without pg_read_all_stats, the time of another role's session can't be read.
+    since = f", since {row.since}" if row.since else f", of the role {row.role}"
+    return f"pid {row.pid} ({row.application}{since})"
 
 
 @contextmanager

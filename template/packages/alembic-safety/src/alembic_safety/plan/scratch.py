@@ -102,7 +102,9 @@ async def scratch(
             if file is not None:
                 file.unlink()  # it may have rows
             url = replace(server.with_database(name), driver=live.driver)
-            if not (empty or with_data):  # a copy with data has the rows of Alembic's table
+            if empty:
+                await _create_schema(url)
+            elif not with_data:  # a copy with data has the rows of Alembic's table
                 await _stamp(url, revisions)
             yield Scratch(url=url, server=where, shared=server is live)
         finally:
@@ -148,9 +150,8 @@ async def _make(
     else:
         return server, "PLAN_DATABASE_URL's server" if planned else "the same server"
     message = (
-        f"{refused}\nA plan is rehearsed on a copy of the schema: let this user create databases "
-        "(ALTER ROLE ... CREATEDB), or set PLAN_DATABASE_URL (Target.plan_url in migrations/env.py) "
-        "to a server where it may."
+        f"{refused}\nRevisions are rehearsed on a copy of the schema. To make it on another server, "
+        "set PLAN_DATABASE_URL (Target.plan_url in migrations/env.py)."
     )
     if target.scratch_server is None:
         raise ScratchError(message) from refused
@@ -160,6 +161,16 @@ async def _make(
         raise ScratchError(message) from error
     await make(own)
     return own, "the project's own server"
+
+
+async def _create_schema(url: DatabaseURL) -> None:
+    """Create the first schema of `search_path`, if there is none of it to create tables in."""
+    engine = create_engine(url)
+    async with engine.begin() as connection:
+        if await connection.scalar(text("SELECT current_schema() IS NULL")):
+            path = str(await connection.scalar(text("SHOW search_path")))
+            await connection.exec_driver_sql(f"CREATE SCHEMA {path.partition(',')[0]}")
+    await engine.dispose()
 
 
 async def _stamp(url: DatabaseURL, revisions: Sequence[str]) -> None:

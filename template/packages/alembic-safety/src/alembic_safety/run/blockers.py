@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context
+from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -20,7 +21,8 @@ _LONGEST_QUERY = 100
 _BLOCKERS = text(
     """
     SELECT pid, coalesce(nullif(application_name, ''), 'unnamed') AS application, state,
-           extract(epoch FROM clock_timestamp() - xact_start)::int AS age, query
+           extract(epoch FROM clock_timestamp() - xact_start)::int AS age, query,
+           quote_ident(usename) AS role, quote_ident(current_user) AS reader
     FROM pg_stat_activity
     WHERE pid = ANY (pg_blocking_pids(:pid))
     ORDER BY xact_start
@@ -63,12 +65,20 @@ class Blockers:
                 while True:
                     rows = (await connection.execute(_BLOCKERS, {"pid": pid})).all()
                     if rows:
-                        self._seen = [
-                            f"pid {row.pid} ({row.application}, {row.state}, its transaction "
-                            f"{row.age} s old): {_shorten(row.query)}"
-                            for row in rows
-                        ]
+                        self._seen = [_describe(row) for row in rows]
                     await asyncio.sleep(INTERVAL)
+
+
+def _describe(row: Row[Any]) -> str:
+    if row.state is None:
+        return (
+            f"pid {row.pid} ({row.application}, of the role {row.role}; to see what it runs: "
+            f"GRANT pg_read_all_stats TO {row.reader})"
+        )
+    return (
+        f"pid {row.pid} ({row.application}, {row.state}, its transaction {row.age} s old): "
+        f"{_shorten(row.query)}"
+    )
 
 
 def _read_pid(connection: Connection) -> int | None:
