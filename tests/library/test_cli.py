@@ -20,6 +20,7 @@ COMMANDS = [
     "backups",
     "check",
     "cleanup",
+    "eject",
     "history",
     "ini",
     "plan",
@@ -149,3 +150,32 @@ def test_a_shell_can_complete_commands(project: StockProject) -> None:
     assert project.safety().stdout.splitlines() == [
         "plain,backup", "plain,backup-path", "plain,backups",
     ]  # fmt: skip
+
+
+def test_eject_leaves_a_project_that_needs_no_library(
+    project: StockProject, database: psycopg.Connection[TupleRow]
+) -> None:
+    project.alembic("upgrade", "head")
+    batches = 'op.execute("SELECT 1")\n    from alembic_safety import in_batches'
+    project.revise("b2", "a1", batches, "pass")
+    env = project.read("migrations/env.py")
+    said = project.safety("eject", "--dry-run").stdout
+    assert "+    asyncio.run(run_async_migrations())" in said
+    assert "  migrations/versions/b2_test.py:11" in said
+    assert (
+        project.run(sys.executable, "-m", "alembic_safety", "eject", stdin="n\n", expect=1).stderr
+        == "nothing was changed\n"
+    )
+    assert project.read("migrations/env.py") == env
+
+    project.revise("b2", "a1", 'op.execute("CREATE TABLE b ()")', 'op.execute("DROP TABLE b")')
+    assert "migrations/env.py is a stock env.py now." in project.safety("eject", "--yes").stdout
+    del project.environment["PYTHONPATH"]  # where the library is
+    project.environment["PYTHONPATH"] = str(project.path)
+    project.alembic("upgrade", "head")
+    assert "b2 (head)" in project.alembic("current").stdout
+    project.alembic("revision", "--autogenerate", "-m", "Orders", "--rev-id=c3")
+    assert "op.create_table('orders'" in (project.revisions()[-1]).read_text(encoding="utf-8")
+    project.alembic("downgrade", "base")
+    assert "CREATE TABLE b ()" in project.alembic("upgrade", "head", "--sql").stdout
+    assert database.execute("SELECT to_regclass('b')").fetchone() == (None,)

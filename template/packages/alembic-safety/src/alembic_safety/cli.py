@@ -199,6 +199,24 @@ def cleanup(load: "Loader") -> int:
     return cleanup.clean_up(load())
 
 
+@program.command()
+@click.option(
+    "--url-variable",
+    "variable",
+    default="DATABASE_URL",
+    show_default=True,
+    help="Environment variable for the database URL, if the ini has no sqlalchemy.url.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Print the change, and change nothing.")
+@click.pass_obj
+def eject(load: "Loader", /, **given: Any) -> int:
+    """Replace env.py with a stock one that does not use this library."""
+    from alembic_safety.commands import eject
+
+    return eject.eject(load(), **given)
+
+
 class Loader:
     """Loads the project when a command needs it."""
 
