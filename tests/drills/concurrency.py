@@ -187,7 +187,7 @@ class _Upgrades:
         self.server.wait_for_runners(url)
         require(self.server.revision(url) == BEFORE_BUILD, "a revision was recorded too early")
         built = self.server.rows(url, INVALID) == [(0,)]
-        require(built is (number != signal.SIGINT), f"{number.name}: the index is not as expected")
+        require(built is (number == signal.SIGKILL), f"{number.name}: the index is not as expected")
         self.scripts.upgrade(url)
         self._check_head(url)
         return built

@@ -28,7 +28,7 @@ DRILLS: dict[str, tuple[Callable[[World], str], str]] = {
     "runners": (runners, r"8 at once, 2 rounds of 5 revisions: each applied once, 16 runners"),
     "kills": (
         kills,
-        r"6 runners ended by SIGKILL, SIGTERM and SIGINT in .* 3 more while .*, 2 of which the server",
+        r"6 runners ended by SIGKILL, SIGTERM and SIGINT in .* 3 more while .*, 1 of which the server",
     ),
     "restarts": (restarts, r"2 restarts of the server, half of them crashes, in upgrades of 20"),
     "held-table": (held_table, r"a table held for 6 s, \d+ requests: none waited longer than"),

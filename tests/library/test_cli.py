@@ -179,3 +179,11 @@ def test_eject_leaves_a_project_that_needs_no_library(
     project.alembic("downgrade", "base")
     assert "CREATE TABLE b ()" in project.alembic("upgrade", "head", "--sql").stdout
     assert database.execute("SELECT to_regclass('b')").fetchone() == (None,)
+
+
+def test_long_work_shows_its_progress(project: StockProject) -> None:
+    assert "backing up the database" in project.safety("backup").stderr
+    env = project.read("migrations/env.py")
+    project.write("migrations/env.py", re.sub(r".*fileConfig\(.*\n", "        pass\n", env))
+    assert "backing up the database" in project.safety("backup").stderr
+    assert "Rehearsing the revisions" in on_a_terminal(project, "plan")

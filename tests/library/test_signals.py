@@ -171,7 +171,7 @@ def plan_dump(scene: Scene) -> tuple[list[str], Started]:
     scene.project.revise("a1", None, "pass", "pass")
     marker = scene.project.path / "dumping"
     real = find_client("pg_dump", None, server_major=18)
-    script = f'case "$*" in *--version*) exec {real} "$@";; esac\ntouch {marker}; sleep 60; exit 0'
+    script = f'case "$*" in *--version*) exec "{real}" "$@";; esac\ntouch '{marker}'; sleep 60; exit 0'
     fake = scene.project.write("bin/pg_dump", f"#!/bin/sh\n{script}\n")
     fake.chmod(0o755)
     path = f"{fake.parent}{os.pathsep}{scene.project.environment['PATH']}"

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import logging
 import os
 import sys
 from argparse import Namespace
@@ -232,7 +233,18 @@ class Loader:
 
         given = click.get_current_context().find_root().params
         self.raiseerr = given["raiseerr"]
-        return Project.load(make_config(given))
+        project = Project.load(make_config(given))
+        _show_progress()
+        return project
+
+
+def _show_progress() -> None:
+    """Show the progress of backups and restores, which projects usually do not log."""
+    logger = logging.getLogger("alembic_safety")
+    if not logger.isEnabledFor(logging.INFO):
+        logger.setLevel(logging.INFO)
+    if not logger.hasHandlers():
+        logger.addHandler(logging.StreamHandler())
 
 
 def make_config(given: dict[str, Any]) -> Config:
