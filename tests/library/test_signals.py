@@ -171,8 +171,9 @@ def plan_dump(scene: Scene) -> tuple[list[str], Started]:
     scene.project.revise("a1", None, "pass", "pass")
     marker = scene.project.path / "dumping"
     real = find_client("pg_dump", None, server_major=18)
-    script = f'case "$*" in *--version*) exec "{real}" "$@";; esac\ntouch '{marker}'; sleep 60; exit 0'
-    fake = scene.project.write("bin/pg_dump", f"#!/bin/sh\n{script}\n")
+    exits = f"""case "$*" in *--version*) exec "{real}" "$@";; esac"""
+    hangs = f"touch '{marker}'; sleep 60; exit 0"
+    fake = scene.project.write("bin/pg_dump", f"#!/bin/sh\n{exits}\n{hangs}\n")
     fake.chmod(0o755)
     path = f"{fake.parent}{os.pathsep}{scene.project.environment['PATH']}"
     scene.environment = {"PATH": path}
