@@ -29,7 +29,7 @@ def test_pip_installs_the_folder_and_the_program_runs(tmp_path: Path) -> None:
     here.run(str(binaries / "python"), "-m", "pip", "install", "--quiet", str(FOLDER))
     said = here.run(str(binaries / "alembic-safety"), "--help").stdout
     assert "Usage: alembic-safety " in said
-    assert "Print the current revision, the head and the pending revisions." in said
+    assert "Print the current revision, the head and what is pending." in said
     files = here.run(str(binaries / "python"), "-c", LIST_FILES).stdout.splitlines()
     modules = {str(file.relative_to(FOLDER / "src")) for file in (FOLDER / "src").rglob("*.py")}
     assert modules | {"alembic_safety/py.typed"} <= set(files)

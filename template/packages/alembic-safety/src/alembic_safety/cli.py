@@ -55,7 +55,7 @@ program.add_command(ini)
 @program.command()
 @click.pass_obj
 def status(load: "Loader") -> int:
-    """Print the current revision, the head and the pending revisions."""
+    """Print the current revision, the head and what is pending."""
     from alembic_safety.commands import schema
 
     return schema.print_status(load())

@@ -119,7 +119,7 @@ class DatabaseURL:
 
     @classmethod
     def _parse(cls, text: str) -> Self:
-        scheme, separator, _ = text.strip().partition("://")
+        scheme, separator, rest = text.strip().partition("://")
         if not separator:
             raise ValueError("is not a URL; expected postgresql://user:password@host:5432/database")
         driver = _DRIVERS.get(scheme.lower())
@@ -127,7 +127,7 @@ class DatabaseURL:
             shown = scheme if scheme.replace("+", "").isalnum() else "?"
             raise ValueError(f"has the scheme {shown!r}; expected one of {', '.join(_DRIVERS)}")
         try:
-            parts = urlsplit(text.strip())
+            parts = urlsplit(f"postgresql://{rest}")
             query = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
         except ValueError:
             raise ValueError(
