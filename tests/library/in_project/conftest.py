@@ -11,7 +11,7 @@ import pytest
 from psycopg.rows import TupleRow
 from tests.inside.support import Project, Terminal
 
-from alembic_safety import cli
+from alembic_safety import loader
 from alembic_safety.database.url import DatabaseURL
 from core.config import get_settings
 
@@ -33,7 +33,7 @@ def project(
 @pytest.fixture
 def commands(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the program's commands work on the test's revisions."""
-    monkeypatch.setattr(cli, "make_config", lambda _folder: project.config())
+    monkeypatch.setattr(loader, "make_config", lambda _folder: project.config())
 
 
 @pytest.fixture

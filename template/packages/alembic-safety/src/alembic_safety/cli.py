@@ -2,16 +2,12 @@
 
 import atexit
 import gc
-import logging
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
@@ -19,9 +15,7 @@ from alembic_safety.boundary import describe_error
 from alembic_safety.cancellation import Interrupted, handled_signals
 from alembic_safety.errors import MigrationError
 from alembic_safety.ini.cli import ini
-
-if TYPE_CHECKING:
-    from alembic_safety.project import Project
+from alembic_safety.loader import Loader
 
 # Commands are imported when they run, because `status` needs a fraction of what `plan` needs.
 
@@ -54,7 +48,7 @@ program.add_command(ini)
 
 @program.command()
 @click.pass_obj
-def status(load: "Loader") -> int:
+def status(load: Loader) -> int:
     """Print the current revision, the head and what is pending."""
     from alembic_safety.commands import schema
 
@@ -63,7 +57,7 @@ def status(load: "Loader") -> int:
 
 @program.command()
 @click.pass_obj
-def verify(load: "Loader") -> int:
+def verify(load: Loader) -> int:
     """Fail unless the database is at head."""
     from alembic_safety.commands import schema
 
@@ -72,7 +66,7 @@ def verify(load: "Loader") -> int:
 
 @program.command()
 @click.pass_obj
-def history(load: "Loader") -> int:
+def history(load: Loader) -> int:
     """Print what was applied and reverted, and when."""
     from alembic_safety.commands import schema
 
@@ -82,7 +76,7 @@ def history(load: "Loader") -> int:
 @program.command()
 @click.option("--confirm", default="", help="Name of the database, instead of the prompt.")
 @click.pass_obj
-def reset(load: "Loader", confirm: str) -> int:
+def reset(load: Loader, confirm: str) -> int:
     """Revert all revisions; deletes all data."""
     from alembic_safety.commands import schema
 
@@ -92,7 +86,7 @@ def reset(load: "Loader", confirm: str) -> int:
 @program.command("rolled-out")
 @click.argument("version")
 @click.pass_obj
-def rolled_out(load: "Loader", version: str) -> int:
+def rolled_out(load: Loader, version: str) -> int:
     """Record the rollout of a code VERSION, a commit or an image tag."""
     from alembic_safety.commands import schema
 
@@ -116,7 +110,7 @@ def rolled_out(load: "Loader", version: str) -> int:
 @click.option("--base", default="", help="Plan only the revisions that are new to this branch.")
 @click.option("--allow-unsafe", is_flag=True, help="Exit with 0 even if a revision is unsafe.")
 @click.pass_obj
-def plan(load: "Loader", /, **given: Any) -> int:
+def plan(load: Loader, /, **given: Any) -> int:
     """Rehearse the pending revisions on a scratch copy."""
     from alembic_safety.commands import review
 
@@ -126,7 +120,7 @@ def plan(load: "Loader", /, **given: Any) -> int:
 @program.command()
 @BASE
 @click.pass_obj
-def check(load: "Loader", base: str) -> int:
+def check(load: Loader, base: str) -> int:
     """Check whether the revisions can be merged."""
     from alembic_safety.commands import review
 
@@ -136,7 +130,7 @@ def check(load: "Loader", base: str) -> int:
 @program.command()
 @BASE
 @click.pass_obj
-def rebase(load: "Loader", base: str) -> int:
+def rebase(load: Loader, base: str) -> int:
     """Move the new revisions after those of the base branch."""
     from alembic_safety.commands import review
 
@@ -151,7 +145,7 @@ def rebase(load: "Loader", base: str) -> int:
     help="auto: as the options say; pending: that, if a revision is pending.",
 )
 @click.pass_obj
-def backup(load: "Loader", kind: str) -> int:
+def backup(load: Loader, kind: str) -> int:
     """Back up the database."""
     from alembic_safety.commands import backups
 
@@ -160,7 +154,7 @@ def backup(load: "Loader", kind: str) -> int:
 
 @program.command("backups")
 @click.pass_obj
-def list_backups(load: "Loader") -> int:
+def list_backups(load: Loader) -> int:
     """List the backups, and read each to its end."""
     from alembic_safety.commands import backups
 
@@ -170,7 +164,7 @@ def list_backups(load: "Loader") -> int:
 @program.command("backup-path")
 @click.argument("backup", default="")
 @click.pass_obj
-def backup_path(load: "Loader", backup: str) -> int:
+def backup_path(load: Loader, backup: str) -> int:
     """Print the path of BACKUP, or of the folder of the backups."""
     from alembic_safety.commands import backups
 
@@ -184,7 +178,7 @@ def backup_path(load: "Loader", backup: str) -> int:
     "--confirm", default="", help="Name of the present database, to replace it with the backup."
 )
 @click.pass_obj
-def restore(load: "Loader", backup: str, into: str, confirm: str) -> int:
+def restore(load: Loader, backup: str, into: str, confirm: str) -> int:
     """Restore BACKUP into a new database: a file, a name that `backups` lists, or `latest`."""
     from alembic_safety.commands import backups
 
@@ -193,7 +187,7 @@ def restore(load: "Loader", backup: str, into: str, confirm: str) -> int:
 
 @program.command()
 @click.pass_obj
-def cleanup(load: "Loader") -> int:
+def cleanup(load: Loader) -> int:
     """Remove what killed commands left behind."""
     from alembic_safety.commands import cleanup
 
@@ -211,72 +205,11 @@ def cleanup(load: "Loader") -> int:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Print the change, and change nothing.")
 @click.pass_obj
-def eject(load: "Loader", /, **given: Any) -> int:
+def eject(load: Loader, /, **given: Any) -> int:
     """Replace env.py with a stock one that does not use this library."""
     from alembic_safety.commands import eject
 
     return eject.eject(load(), **given)
-
-
-class Loader:
-    """Loads the project when a command needs it."""
-
-    raiseerr = False
-
-    def __call__(self) -> "Project":
-        """Run env.py, and return its project.
-
-        Raises:
-            MigrationError: there is no configuration, or env.py fails.
-        """
-        from alembic_safety.project import Project
-
-        given = click.get_current_context().find_root().params
-        self.raiseerr = given["raiseerr"]
-        project = Project.load(make_config(given))
-        _show_progress()
-        return project
-
-
-def _show_progress() -> None:
-    """Show the progress of backups and restores, which projects usually do not log."""
-    logger = logging.getLogger("alembic_safety")
-    if not logger.isEnabledFor(logging.INFO):
-        logger.setLevel(logging.INFO)
-    if not logger.hasHandlers():
-        logger.addHandler(logging.StreamHandler())
-
-
-def make_config(given: dict[str, Any]) -> Config:
-    """Return the configuration that Alembic's program would use.
-
-    Args:
-        given: the options of the program.
-
-    Raises:
-        MigrationError: there is none.
-    """
-    names = [*given["config"]] or [os.environ.get("ALEMBIC_CONFIG") or "alembic.ini"]
-    ini, toml = Path("alembic.ini"), Path("pyproject.toml")
-    for name in map(Path, names):
-        if not name.exists() and (given["config"] or name != ini):
-            raise MigrationError(f"there is no {name}; name the configuration with -c")
-        if name.name == "pyproject.toml":
-            toml = name
-        else:
-            ini = name
-    if not ini.exists() and not toml.exists():
-        raise MigrationError(
-            f"there is no alembic.ini or pyproject.toml in {Path.cwd()}; run this command in the "
-            "folder of the project, or name the file with -c"
-        )
-    return Config(
-        ini if ini.exists() else None,
-        toml_file=toml,
-        ini_section=given["name"],
-        # env.py reads x; raiseerr leaves errors to this program.
-        cmd_opts=Namespace(x=list(given["x_arguments"]), raiseerr=True),
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ def run_program(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a program to its end.
 
-    It runs in a process group of its own, so that Ctrl-C at the terminal reaches this process only.
+    The program has its own process group, so that Ctrl-C at the terminal reaches this process only.
     If this function raises, no process of the group is left.
 
     Args:
