@@ -42,4 +42,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     keyboard, screen = pty.openpty()
     with os.fdopen(screen) as stdin, os.fdopen(keyboard, "wb", buffering=0) as keys:
         monkeypatch.setattr(sys, "stdin", stdin)
-        yield lambda text: keys.write(text.encode())
+
+        def type_text(text: str) -> None:
+            keys.write(text.encode())
+
+        yield type_text

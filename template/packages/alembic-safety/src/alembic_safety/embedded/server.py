@@ -84,7 +84,9 @@ class _Server:
         try:
             self.home.mkdir(mode=0o700)
         except FileExistsError:
-            if not (self.home / "lock").exists() and any(self.home.iterdir()):
+            # One listing: another start may create the lock in between.
+            names = {entry.name for entry in self.home.iterdir()}
+            if names and "lock" not in names:
                 raise EmbeddedPostgresError(
                     f"{self.home} holds other files; choose a folder for the server alone"
                 ) from None
