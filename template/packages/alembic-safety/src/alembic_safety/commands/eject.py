@@ -27,6 +27,11 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 {metadata}
 
+def include_name(name: str | None, kind: str, parents: object) -> bool:
+    # Tables of alembic-safety, which autogenerate would drop.
+    return kind != "table" or name not in {{"alembic_version_history", "alembic_backfill"}}
+
+
 def get_url() -> str:
     section = context.config.get_section(context.config.config_ini_section, {{}})
     url = make_url(section.get("sqlalchemy.url") or os.environ["{variable}"])
@@ -45,7 +50,9 @@ def run_migrations_offline() -> None:
 
 
 def do_run_migrations(connection: Connection) -> None:
-    context.configure(connection=connection, target_metadata=target_metadata)
+    context.configure(
+        connection=connection, target_metadata=target_metadata, include_name=include_name
+    )
     with context.begin_transaction():
         context.run_migrations()
 
