@@ -127,3 +127,15 @@ def test_a_wrong_url_is_one_line_without_its_password(
         assert "the database URL has the scheme 'mysql'; expected one of postgresql" in said
         assert len(said.splitlines()) == 1
         assert "secret" not in said
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_plan_shows_statements_as_they_were_written(
+    tmp_path: Path, database_url: DatabaseURL, driver: str
+) -> None:
+    project = StockProject(tmp_path / "shop", "generic", database_url, driver)
+    query = "SELECT '100%' WHERE 'a' LIKE 'a%'"
+    project.revise("a1", None, f'op.execute("{query}")', "pass")
+    planned = project.safety("plan", "--format=json").stdout
+    assert query in planned
+    assert "%%" not in planned

@@ -166,6 +166,7 @@ def test_eject_leaves_a_project_that_needs_no_library(
         project.run(sys.executable, "-m", "alembic_safety", "eject", stdin="n\n", expect=1).stderr
         == "nothing was changed\n"
     )
+    assert project.safety("eject", expect=1).stderr.endswith("Nothing was changed.\n")  # no answer
     assert project.read("migrations/env.py") == env
 
     project.revise("b2", "a1", 'op.execute("CREATE TABLE b ()")', 'op.execute("DROP TABLE b")')

@@ -17,8 +17,8 @@ from tests.support import ROOT
 from tests.support import Project as Runner
 
 from alembic_safety.cancellation import Interrupted
+from alembic_safety.cli import main
 from alembic_safety.ini import trial
-from alembic_safety.ini.cli import main
 from alembic_safety.ini.ini_text import ini_text
 
 TEMPLATES = Path(alembic.__file__).parent / "templates"
@@ -100,7 +100,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def run(*arguments: str) -> int:
-    return main([arguments[0], "--python", sys.executable, *arguments[1:]])
+    return main(["ini", arguments[0], "--python", sys.executable, *arguments[1:]])
 
 
 def table(root: Path) -> dict[str, object]:
@@ -373,7 +373,7 @@ def test_a_missing_and_an_old_alembic_are_refused(
 ) -> None:
     root = project(GENERIC)
     before = contents(root)
-    assert main(["import", "--python", "no-such-python"]) == 1
+    assert main(["ini", "import", "--python", "no-such-python"]) == 1
     assert (
         "no Alembic found in no-such-python; name the project's Python" in capsys.readouterr().err
     )
@@ -477,7 +477,7 @@ def test_projects_of_alembic_init_work_after_an_import(kind: str, tmp_path: Path
         database.unlink()
 
     root.environment["PYTHONPATH"] = str(ROOT / "template" / "packages" / "alembic-safety" / "src")
-    done = root.run(sys.executable, "-m", "alembic_safety.ini", "import")
+    done = root.run(sys.executable, "-m", "alembic_safety", "ini", "import")
     del root.environment["PYTHONPATH"]
     assert "alembic.ini becomes alembic.ini.bak" in done.stdout
     assert not (root.path / "alembic.ini").exists()

@@ -189,3 +189,24 @@ def test_a_search_path_of_the_url_holds_in_every_command(
     database.execute(f'DROP DATABASE "{restored}"'.encode())
     project.safety("reset", "--confirm", database.info.dbname)
     assert database.execute("SELECT to_regclass('tenant.orders')").fetchone() == (None,)
+
+
+def test_cleanup_takes_what_is_provably_left_and_names_what_it_may_not_drop(
+    connect: Callable[[str], Role],
+) -> None:
+    role = connect("owner")
+    left, earlier = (f"{role.database}_{kind}_deadbeef" for kind in ("scratch", "plan"))
+    for name in (left, earlier):
+        role.admin.execute(f'CREATE DATABASE "{name}"'.encode())
+    try:
+        said = role.says("cleanup", expect=0)
+        assert f"{left} was left by a killed command; drop it: must be owner of" in said
+        role.admin.execute(f'ALTER DATABASE "{left}" OWNER TO {role.name}'.encode())
+        assert role.says("cleanup", expect=0) == f"Removed: database {left}\n"
+        # Release 1.2 holds no lock on the copy of a running plan.
+        assert role.admin.execute(
+            "SELECT count(*) FROM pg_database WHERE datname = %s", [earlier]
+        ).fetchone() == (1,)
+    finally:
+        role.admin.execute(f'DROP DATABASE "{earlier}"'.encode())
+        role.admin.execute(f'DROP DATABASE IF EXISTS "{left}"'.encode())

@@ -67,7 +67,9 @@ def plan(
 def databases(project: Project) -> list[str]:
     with project.connection.transaction():
         rows = project.connection.execute("SELECT datname FROM pg_database ORDER BY 1").fetchall()
-    return [name for (name,) in rows if name.startswith(f"{project.connection.info.dbname}_plan_")]
+    return [
+        name for (name,) in rows if name.startswith(f"{project.connection.info.dbname}_scratch_")
+    ]
 
 
 def test_what_is_unsafe_is_said_in_each_format(project: Project, plan: Plan) -> None:

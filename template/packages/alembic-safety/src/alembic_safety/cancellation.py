@@ -69,6 +69,8 @@ _thread: ContextVar[_Thread | None] = ContextVar("thread", default=None)
 def handled_signals() -> Iterator[None]:
     """Handle SIGINT and SIGTERM during the block; for programs, in their main thread.
 
+    A signal that the parent ignores, as a shell does for jobs in the background, stays ignored.
+
     Raises:
         Interrupted: a signal arrived.
     """
@@ -77,13 +79,16 @@ def handled_signals() -> Iterator[None]:
         yield
         return
     _handler = _Handler()
-    before = {number: signal.signal(number, _handler) for number in _SIGNALS}
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    heeded = [number for number in _SIGNALS if before[number] not in {signal.SIG_IGN, None}]
+    for number in heeded:
+        signal.signal(number, _handler)
     try:
         yield
     finally:
         _handler = None
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in heeded:
+            signal.signal(number, before[number])
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -223,6 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as interrupted:
         click.echo("Interrupted.", err=True)
         return interrupted.exit_code
+    except click.Abort:  # the end of the input, at a question
+        click.echo("Nothing was changed.", err=True)
+        return 1
     except click.ClickException as error:
         error.show()
         return error.exit_code

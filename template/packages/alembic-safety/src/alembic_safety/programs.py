@@ -40,31 +40,31 @@ def run_program(
         OSError: the program can't be started.
         asyncio.CancelledError: the command was canceled.
     """
-    process = subprocess.Popen(
+    started = reported = time.monotonic()
+    remaining: bytes | None = script
+    with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         process_group=0,
         **options,
-    )
-    started = reported = time.monotonic()
-    remaining: bytes | None = script
-    try:
-        while True:
-            raise_if_canceled()
-            try:
-                out, errors = process.communicate(remaining, timeout=_STEP)
-            except subprocess.TimeoutExpired:
-                remaining = None
-            else:
-                return subprocess.CompletedProcess(command, process.returncode, out, errors)
-            if time.monotonic() - reported >= PROGRESS_INTERVAL:
-                reported = time.monotonic()
-                progress(reported - started)
-    finally:
-        if process.poll() is None:
+    ) as process:
+        try:
+            while True:
+                raise_if_canceled()
+                try:
+                    out, errors = process.communicate(remaining, timeout=_STEP)
+                except subprocess.TimeoutExpired:
+                    remaining = None
+                else:
+                    return subprocess.CompletedProcess(command, process.returncode, out, errors)
+                if time.monotonic() - reported >= PROGRESS_INTERVAL:
+                    reported = time.monotonic()
+                    progress(reported - started)
+        except BaseException:
             _end(process)
+            raise
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

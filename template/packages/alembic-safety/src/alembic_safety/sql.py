@@ -18,6 +18,10 @@ RELATION_NAME = """
 """SQL of the quoted name of the relation `c` in the schema `n`, qualified unless that is public."""
 
 
+ADVISORY_KEY = "(l.classid::bigint << 32) | l.objid::bigint"
+"""SQL of the bigint key of an advisory lock `l` in pg_locks, whose `objsubid` is 1."""
+
+
 class SQLState(StrEnum):
     """Error codes of PostgreSQL, by their condition names.
 

@@ -30,7 +30,12 @@ from alembic_safety.backup.swap import (
 from alembic_safety.boundary import describe_error
 from alembic_safety.cancellation import call_in_thread
 from alembic_safety.database.leftovers import drop_leftovers, owned, temporary_name
-from alembic_safety.database.maintenance import maintenance, maintenance_url
+from alembic_safety.database.maintenance import (
+    database_exists,
+    drop_database,
+    maintenance,
+    maintenance_url,
+)
 from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import ClientProgramError
 from alembic_safety.options import BackupKind
@@ -39,7 +44,6 @@ from alembic_safety.sql import LONGEST_IDENTIFIER, SQLState, get_sqlstate, quote
 logger = logging.getLogger(__name__)
 
 _TAKEN = "there is a database {} already; choose another name, or drop that database"
-_EXISTS = text("SELECT 1 FROM pg_database WHERE datname = :name")
 
 _NO_SUCH_LOCALE = {
     SQLState.INVALID_PARAMETER_VALUE,
@@ -80,7 +84,7 @@ async def restore(
     async with maintenance(url) as server:
         if replace:
             await refuse_while_migrating(server, url.database)
-        if await server.scalar(_EXISTS, {"name": target}):
+        if await database_exists(server, target):
             raise RestoreError(_TAKEN.format(target))
         for leftover in await drop_leftovers(server, url.database):
             logger.info("dropped %s, which a killed restore or plan left", leftover)
@@ -111,7 +115,7 @@ async def _rename(server: AsyncConnection, temporary: str, target: str) -> None:
             f"ALTER DATABASE {quote_identifier(temporary)} RENAME TO {quote_identifier(target)}"
         )
     except BaseException as error:
-        await _drop(server, temporary)
+        await drop_database(server, temporary)
         if get_sqlstate(error) == SQLState.DUPLICATE_DATABASE:
             raise RestoreError(_TAKEN.format(target)) from error
         raise
@@ -157,7 +161,7 @@ async def _create_and_fill(
     try:
         await call_in_thread(partial(archive.restore_into, owners=owners), target, script)
     except BaseException as error:
-        await _drop(server, target)
+        await drop_database(server, target)
         if not (owners and isinstance(error, ClientProgramError)):
             raise
         logger.warning("retrying without owners and privileges, which can't be set: %s", error)
@@ -171,15 +175,10 @@ async def _create(server: AsyncConnection, script: str, target: str) -> None:
     try:
         await asyncio.shield(creating)
     except asyncio.CancelledError:
-        with suppress(RestoreError):
+        with suppress(DBAPIError, RestoreError):
             await creating
-            await _drop(server, target)
+            await drop_database(server, target)
         raise
-
-
-async def _drop(server: AsyncConnection, target: str) -> None:
-    statement = f"DROP DATABASE IF EXISTS {quote_identifier(target)} WITH (FORCE)"
-    await server.exec_driver_sql(statement)
 
 
 async def _run_create(server: AsyncConnection, script: str, target: str) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from alembic_safety.database.lock import lock_holder
-from alembic_safety.database.maintenance import maintenance
+from alembic_safety.database.maintenance import database_exists, maintenance
 from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import DatabaseUnavailableError, MigrationError
 from alembic_safety.sql import LONGEST_IDENTIFIER, SQLState, get_sqlstate, quote_identifier
@@ -20,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 _TICK = 0.1
 
-_EXISTS = text("SELECT 1 FROM pg_database WHERE datname = :name")
 _TERMINATE = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE datname = :name AND pid <> pg_backend_pid()"
@@ -41,7 +40,7 @@ async def swap(server: AsyncConnection, url: DatabaseURL, restored: str) -> str:
     """
     present = url.database
     rename = f"ALTER DATABASE {quote_identifier(restored)} RENAME TO {quote_identifier(present)}"
-    if not await server.scalar(_EXISTS, {"name": present}):
+    if not await database_exists(server, present):
         await server.exec_driver_sql(rename)
         return present
     kept = stamped_name(present, "before_restore", datetime.now(UTC))

@@ -3,6 +3,7 @@
 import difflib
 import re
 from pathlib import Path
+from string import Template
 
 import click
 from alembic.script import ScriptDirectory
@@ -17,7 +18,7 @@ These measures end: the lock against other runners, timeouts, retries, backups b
 resumption of interrupted revisions, the history, the plan and the gate.
 [tool.alembic.safety] in pyproject.toml and the table alembic_version_history have no use any more.
 """
-_ENV = """\
+_ENV = Template("""\
 import asyncio
 import os
 
@@ -25,16 +26,16 @@ from alembic import context
 from sqlalchemy import Connection, make_url, pool
 from sqlalchemy.ext.asyncio import create_async_engine
 
-{metadata}
+$metadata
 
 def include_name(name: str | None, kind: str, parents: object) -> bool:
     # Tables of alembic-safety, which autogenerate would drop.
-    return kind != "table" or name not in {{"alembic_version_history", "alembic_backfill"}}
+    return kind != "table" or name not in {"alembic_version_history", "alembic_backfill"}
 
 
 def get_url() -> str:
-    section = context.config.get_section(context.config.config_ini_section, {{}})
-    url = make_url(section.get("sqlalchemy.url") or os.environ["{variable}"])
+    section = context.config.get_section(context.config.config_ini_section, {})
+    url = make_url(section.get("sqlalchemy.url") or os.environ["$variable"])
     return url.set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
 
 
@@ -43,7 +44,7 @@ def run_migrations_offline() -> None:
         dialect_name="postgresql",
         target_metadata=target_metadata,
         literal_binds=True,
-        dialect_opts={{"paramstyle": "named"}},
+        dialect_opts={"paramstyle": "named"},
     )
     with context.begin_transaction():
         context.run_migrations()
@@ -68,14 +69,14 @@ if context.is_offline_mode():
     run_migrations_offline()
 else:
     asyncio.run(run_async_migrations())
-"""
-_METADATA = """\
-import {module}
+""")
+_METADATA = Template("""\
+import $module
 
-target_metadata = {module}.{path}
+target_metadata = $module.$path
 if callable(target_metadata):
     target_metadata = target_metadata()
-"""
+""")
 
 
 def eject(project: Project, *, variable: str, yes: bool, dry_run: bool) -> int:
@@ -93,8 +94,10 @@ def eject(project: Project, *, variable: str, yes: bool, dry_run: bool) -> int:
     script = ScriptDirectory.from_config(project.make_config())
     env = Path(script.env_py_location)
     module, _, path = (project.options.metadata or "").partition(":")
-    metadata = _METADATA.format(module=module, path=path) if module else "target_metadata = None\n"
-    before, after = env.read_text("utf-8"), _ENV.format(metadata=metadata, variable=variable)
+    metadata = (
+        _METADATA.substitute(module=module, path=path) if module else "target_metadata = None\n"
+    )
+    before, after = env.read_text("utf-8"), _ENV.substitute(metadata=metadata, variable=variable)
     name = str(short_path(env))
     old, new = before.splitlines(keepends=True), after.splitlines(keepends=True)
     click.echo("".join(difflib.unified_diff(old, new, f"a/{name}", f"b/{name}")))

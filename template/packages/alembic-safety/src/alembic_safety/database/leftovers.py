@@ -5,35 +5,39 @@ renamed it. The server releases the lock when the process dies, so a temporary d
 lock belongs to nobody.
 """
 
+import logging
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from alembic_safety.boundary import describe_error
 from alembic_safety.database.connection import create_engine
-from alembic_safety.database.maintenance import maintenance_url
+from alembic_safety.database.maintenance import drop_database, maintenance_url
 from alembic_safety.database.url import DatabaseURL
-from alembic_safety.sql import quote_identifier
+from alembic_safety.sql import ADVISORY_KEY
+
+logger = logging.getLogger(__name__)
 
 _LONGEST_STEM = 40
 _SUFFIX_BYTES = 4
 _SEED = 7_203_961_542
 """Seed of `hashtextextended`, so that the keys are no other program's."""
-# The random suffix keeps databases that people named out of this.
-_NAME = "_(plan|restoring)_[0-9a-f]{8}$"
+# The random suffix keeps databases that people named out of this. Release 1.2 made `_plan_` without a
+# lock, so that name is not judged.
+_NAME = "_(scratch|restoring)_[0-9a-f]{8}$"
 _LOCK = text(f"SELECT pg_advisory_lock(hashtextextended(:name, {_SEED}))")
-# pg_locks splits a bigint key into classid (high half) and objid (low half), with objsubid 1. It
-# lists the locks of all databases and roles.
+# pg_locks lists the locks of all databases and roles.
 _LEFTOVERS = text(
     f"""
     SELECT datname FROM pg_database d
     WHERE starts_with(datname, :stem) AND substr(datname, length(:stem) + 1) ~ '^{_NAME}'
       AND NOT EXISTS (
         SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.objsubid = 1
-          AND (l.classid::bigint << 32) | l.objid::bigint = hashtextextended(datname, {_SEED})
+          AND {ADVISORY_KEY} = hashtextextended(datname, {_SEED})
       )
     ORDER BY 1
     """  # noqa: S608
@@ -45,7 +49,7 @@ def temporary_name(database: str, purpose: str) -> str:
 
     Args:
         database: the database that the temporary one is for.
-        purpose: `plan` or `restoring`.
+        purpose: `scratch` or `restoring`.
     """
     return f"{_stem(database)}_{purpose}_{secrets.token_hex(_SUFFIX_BYTES)}"
 
@@ -80,15 +84,20 @@ async def find_leftovers(connection: AsyncConnection, database: str) -> list[str
 async def drop_leftovers(connection: AsyncConnection, database: str) -> list[str]:
     """Drop the temporary databases for `database` that nobody owns; return their names.
 
+    A database that this role may not drop is logged.
+
     Args:
         connection: a connection to another database of the server, in autocommit mode.
         database: name of the database that they were made for.
     """
     dropped = []
     for name in await find_leftovers(connection, database):
-        with suppress(DBAPIError):  # another role's, or just dropped by another run
-            # The server may still run a statement of the killed process.
-            await connection.exec_driver_sql(f"DROP DATABASE {quote_identifier(name)} WITH (FORCE)")
+        try:
+            await drop_database(connection, name)
+        except DBAPIError as error:
+            reason = describe_error(error).partition("\n")[0]
+            logger.warning("%s was left by a killed command; drop it: %s", name, reason)
+        else:
             dropped.append(name)
     return dropped
 

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from alembic_safety.cancellation import pause
 from alembic_safety.errors import MigrationError
+from alembic_safety.sql import ADVISORY_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -26,17 +27,16 @@ POLL_INTERVAL = 0.2
 
 _TRY = text("SELECT pg_try_advisory_lock(:key)")
 _UNLOCK = text("SELECT pg_advisory_unlock(:key)")
-# pg_locks splits a bigint key into classid (high half) and objid (low half), with objsubid 1.
 _HOLDER = text(
-    """
+    f"""
     SELECT a.pid, coalesce(nullif(a.application_name, ''), 'unnamed') AS application,
            to_char(coalesce(a.xact_start, a.backend_start), 'HH24:MI:SS') AS since,
            a.usename AS role
     FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
       AND l.database = (SELECT oid FROM pg_database WHERE datname = :database)
-      AND (l.classid::bigint << 32) | l.objid::bigint = :key
-    """
+      AND {ADVISORY_KEY} = :key
+    """  # noqa: S608
 )
 
 

@@ -72,21 +72,3 @@ def _convert(given: dict[str, Any], *from_ini: str) -> int:
     same = "Alembic reads the same options, and heads, history and upgrade --sql print the same."
     click.echo(f"{same} Nothing was changed: --dry-run." if options.dry_run else same)
     return 0
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return its exit code."""
-    from alembic_safety.cancellation import Interrupted, handled_signals
-
-    try:
-        with handled_signals():
-            code: int | None = ini.main(
-                arguments, prog_name="python -m alembic_safety.ini", standalone_mode=False
-            )
-    except Interrupted as interrupted:
-        click.echo("Interrupted. Nothing was changed.", err=True)
-        return interrupted.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    return code or 0

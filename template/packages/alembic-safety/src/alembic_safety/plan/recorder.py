@@ -226,9 +226,17 @@ class Recorder(Observer):
         self._running = None
         self.revisions[-1].statements.append(
             Statement(
-                sql=sql.strip(), seconds=seconds, in_transaction=in_transaction, effects=effects
+                sql=self._as_written(sql),
+                seconds=seconds,
+                in_transaction=in_transaction,
+                effects=effects,
             )
         )
+
+    def _as_written(self, sql: str) -> str:
+        # SQLAlchemy doubles the percent signs for drivers whose parameters begin with one.
+        doubled = self.connection.dialect.paramstyle in {"format", "pyformat"}
+        return (sql.replace("%%", "%") if doubled else sql).strip()
 
     def _failed(self, _context: Any) -> None:
         if not self._paused:

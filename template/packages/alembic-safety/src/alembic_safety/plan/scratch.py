@@ -21,7 +21,7 @@ from alembic_safety.boundary import describe_error
 from alembic_safety.cancellation import call_in_thread
 from alembic_safety.database.connection import create_engine
 from alembic_safety.database.leftovers import drop_leftovers, owned, temporary_name
-from alembic_safety.database.maintenance import maintenance
+from alembic_safety.database.maintenance import drop_database, maintenance
 from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import (
     DatabaseUnavailableError,
@@ -29,7 +29,6 @@ from alembic_safety.errors import (
     MigrationError,
 )
 from alembic_safety.project import Project, Target
-from alembic_safety.sql import quote_identifier
 
 logger = logging.getLogger(__name__)
 
@@ -75,17 +74,17 @@ async def scratch(
     """
     target = project.target
     live = target.url
-    name = temporary_name(live.database, "plan")
+    name = temporary_name(live.database, "scratch")
     delete_abandoned()
     async with AsyncExitStack() as stack:
-        try:
-            folder, descriptor = stack.enter_context(workspace())
-        except OSError as error:
-            raise ScratchError(
-                f"no temporary folder can be made for the dump (TMPDIR): {error}"
-            ) from error
         file = None
         if not empty:
+            try:
+                folder, descriptor = stack.enter_context(workspace())
+            except OSError as error:
+                raise ScratchError(
+                    f"no temporary folder can be made for the dump (TMPDIR): {error}"
+                ) from error
             file = folder / "live.dump"
             await _dump(live, file, descriptor, with_data=with_data)
 
@@ -184,17 +183,17 @@ async def _stamp(url: DatabaseURL, revisions: Sequence[str]) -> None:
 
 
 async def _drop(server: DatabaseURL, name: str) -> None:
-    statement = f"DROP DATABASE IF EXISTS {quote_identifier(name)} WITH (FORCE)"
     until = time.monotonic() + _DROP_TIMEOUT
     while True:
         try:
             async with maintenance(server) as connection:
-                await connection.exec_driver_sql(statement)
+                await drop_database(connection, name)
         except (DBAPIError, DatabaseUnavailableError) as error:
             if time.monotonic() > until:
                 why = describe_error(error) if isinstance(error, DBAPIError) else error
                 raise ScratchError(
-                    f"the copy could not be dropped ({why}). When the server is back: {statement}"
+                    f"the copy could not be dropped ({why}). When the server is back, "
+                    "run `alembic-safety cleanup`"
                 ) from error
             await asyncio.sleep(_PAUSE)
         else:

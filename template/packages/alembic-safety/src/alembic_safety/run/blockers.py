@@ -18,10 +18,14 @@ INTERVAL = 0.25
 _LONGEST_QUERY = 100
 """Characters of a query to show."""
 
+_HIDDEN = "<insufficient privilege>"
+"""`query` of another role's session, for a role without pg_read_all_stats."""
+
 _BLOCKERS = text(
     """
-    SELECT pid, coalesce(nullif(application_name, ''), 'unnamed') AS application, state,
-           extract(epoch FROM clock_timestamp() - xact_start)::int AS age, query,
+    SELECT pid, coalesce(nullif(application_name, ''), 'unnamed') AS application,
+           coalesce(state, backend_type) AS state,
+           coalesce(extract(epoch FROM clock_timestamp() - xact_start), 0)::int AS age, query,
            quote_ident(usename) AS role, quote_ident(current_user) AS reader
     FROM pg_stat_activity
     WHERE pid = ANY (pg_blocking_pids(:pid))
@@ -70,7 +74,7 @@ class Blockers:
 
 
 def _describe(row: Row[Any]) -> str:
-    if row.state is None:
+    if row.query == _HIDDEN:
         return (
             f"pid {row.pid} ({row.application}, of the role {row.role}; to see what it runs: "
             f"GRANT pg_read_all_stats TO {row.reader})"
