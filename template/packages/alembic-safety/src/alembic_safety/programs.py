@@ -28,7 +28,7 @@ def run_program(
     """Run a program to its end.
 
     The program has its own process group, so that Ctrl-C at the terminal reaches this process only.
-    If this function raises, no process of the group is left.
+    If this function raises, every process of the group was sent SIGKILL or has ended.
 
     Args:
         command: the program and its arguments.
