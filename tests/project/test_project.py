@@ -84,7 +84,7 @@ def test_the_library_and_core_hold_on_the_oldest_python_and_alembic(
     project.environment["UV_NO_SYNC"] = "1"
     project.run("uv", "run", "mypy")
     tested = project.run(
-        "uv", "run", "pytest", "--cov=src", "--cov-fail-under=90", "tests", expect=None
+        "uv", "run", "pytest", "-n", "2", "--cov=src", "--cov-fail-under=90", "tests", expect=None
     )
     assert tested.returncode == 0, tested.stdout[-20_000:]
     assert re.search(r"Required test coverage of 90(\.0)?% reached", tested.stdout)
