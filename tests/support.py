@@ -5,10 +5,12 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+import psutil  # type: ignore[import-untyped]
 from copier import run_copy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,6 +127,22 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until the condition is true, and fail where it is not after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Return whether the process runs; a zombie has ended."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def interpreters() -> dict[str, str]:

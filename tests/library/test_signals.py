@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import psycopg
 import pytest
 from psycopg.rows import TupleRow
 from tests.stock import StockProject
+from tests.support import is_alive, wait_until
 
 from alembic_safety.backup.clients import find_client
 from alembic_safety.database.lock import VERSION_TABLE, lock_key
@@ -40,13 +40,6 @@ def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]") 
         return condition()
 
     wait_until(waits)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 @dataclass
@@ -209,13 +202,6 @@ SCENES: dict[str, Prepare] = {
     )
 }  # fmt: skip
 ON_PSYCOPG = ("statement", "concurrently", "lock", "pause", "batches", "imports", "plan")
-
-
-def is_alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.fixture(

@@ -2,8 +2,7 @@
 
 import re
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.rows import TupleRow
 from tests.releases import NEWEST, Copies, find_releases
-from tests.support import Project
+from tests.support import Project, wait_until
 
 from alembic_safety.database.url import DatabaseURL
 
@@ -121,13 +120,6 @@ def running(project: Project) -> Iterator[Runner]:
         runner.process.wait()
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_one_waits_for_the_other_and_then_finds_nothing_to_do(
     pair: Pair, database: Database
 ) -> None:
@@ -135,9 +127,9 @@ def test_one_waits_for_the_other_and_then_finds_nothing_to_do(
     pair.write(WAIT_AT_GATE)
     database.execute("SELECT pg_advisory_lock(%s)", [GATE])
     with running(pair.first) as holder:
-        wait_until(lambda: holder.has_said(f"Running upgrade {FIRST} -> {SECOND}"))
+        wait_until(lambda: holder.has_said(f"Running upgrade {FIRST} -> {SECOND}"), 120)
         with running(pair.second) as waiting:
-            wait_until(lambda: waiting.has_said("which is migrating this database"))
+            wait_until(lambda: waiting.has_said("which is migrating this database"), 120)
             database.execute("SELECT pg_advisory_unlock(%s)", [GATE])
             assert holder.process.wait(120) == 0, holder.said
             assert waiting.process.wait(120) == 0, waiting.said

@@ -28,7 +28,7 @@ def run_program(
     """Run a program to its end.
 
     The program has its own process group, so that Ctrl-C at the terminal reaches this process only.
-    If this function raises, every process of the group was sent SIGKILL or has ended.
+    If this function raises, no process of the group is left.
 
     Args:
         command: the program and its arguments.
@@ -72,7 +72,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(_PATIENCE)
+            process.communicate(timeout=_PATIENCE)  # until none of the group holds the pipes
             break
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # workers that outlived it
+        os.killpg(process.pid, signal.SIGKILL)  # one that closed the pipes
