@@ -1,5 +1,8 @@
 """The template as it is in the working tree, projects rendered from it, and one PostgreSQL."""
 
+import fcntl
+import hashlib
+import os
 import shutil
 import signal
 import subprocess
@@ -31,6 +34,11 @@ def pytest_configure() -> None:
     """Heed SIGINT, which a shell's job in the background ignores, as do the processes it starts."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one more than there are cores, as a test often waits."""
+    return (os.cpu_count() or 1) + 1
 
 
 class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]
@@ -76,10 +84,31 @@ def database_url(server: DatabaseURL, database: psycopg.Connection[TupleRow]) ->
     return server.with_database(database.info.dbname)
 
 
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the working tree without its history, so that Copier takes it as it is."""
-    target = tmp_path_factory.mktemp("template") / "the template"
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """Return a folder that the first worker to need it makes for all: `make_once(name, make)`."""
+    own = tmp_path_factory.getbasetemp()
+    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def make_once(name: str, make: Callable[[Path], object]) -> Path:
+        folder = common / f"common {name}"
+        with folder.with_suffix(".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            made = folder.with_suffix(".made")
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return make_once
+
+
+def copy_working_tree(target: Path) -> None:
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -91,31 +120,48 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
-    return target
 
 
 @pytest.fixture(scope="session")
-def synced(template: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def template(make_once: MakeOnce) -> Path:
+    """A copy of the working tree without its history, so that Copier takes it as it is."""
+    return make_once("the template", copy_working_tree)
+
+
+@pytest.fixture(scope="session")
+def synced(
+    template: Path, make_once: MakeOnce, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
     """Environment variables that let every project use one installed environment.
 
-    What mypy knows of the packages in it is shared, too.
+    Each worker has a copy of what mypy knows of the packages in it.
     """
-    project = Project(copy(template, tmp_path_factory.mktemp("synced") / "project", {}))
-    project.run("uv", "sync", "--quiet")
+
+    def sync(folder: Path) -> None:
+        project = Project(copy(template, folder / "project", {}))
+        project.run("uv", "sync", "--quiet")
+        project.run("uv", "run", "mypy")
+
+    project = make_once("synced", sync) / "project"
+    known = tmp_path_factory.mktemp("mypy") / "cache"
     return {
-        "UV_PROJECT_ENVIRONMENT": str(project.path / ".venv"),
+        "UV_PROJECT_ENVIRONMENT": str(project / ".venv"),
         "UV_NO_SYNC": "1",
-        "MYPY_CACHE_DIR": str(project.path / ".mypy_cache"),
+        "MYPY_CACHE_DIR": str(shutil.copytree(project / ".mypy_cache", known)),
     }
 
 
 @pytest.fixture(scope="session")
-def render_once(template: Path, tmp_path_factory: pytest.TempPathFactory) -> RenderOnce:
+def render_once(template: Path, make_once: MakeOnce) -> RenderOnce:
     """Return a folder with what the template renders for the answers, to be copied from."""
 
     @cache
     def render_once(answers: tuple[tuple[str, object], ...]) -> Path:
-        return copy(template, tmp_path_factory.mktemp("rendered") / "project", dict(answers))
+        name = hashlib.sha256(repr(answers).encode()).hexdigest()[:12]
+        return (
+            make_once(name, lambda folder: copy(template, folder / "project", dict(answers)))
+            / "project"
+        )
 
     return render_once
 
@@ -158,9 +204,10 @@ def project(render: Render, database_url: DatabaseURL) -> Project:
 
 
 @pytest.fixture(scope="session")
-def upstream(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def upstream(template: Path, make_once: MakeOnce) -> Project:
     """The template as a git repository, with a tag for each release and the working tree."""
-    return make_upstream(tmp_path_factory.mktemp("upstream") / "template", template)
+    made = make_once("upstream", lambda folder: make_upstream(folder / "template", template))
+    return Project(made / "template")
 
 
 @pytest.fixture

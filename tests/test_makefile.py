@@ -35,10 +35,13 @@ def find_names(text: str) -> set[str]:
 
 
 def find_names_of_rule(rule: str) -> set[str]:
-    """Return the variables that a rule mentions: itself, by another variable, or in a script."""
-    scripts = re.findall(r"deploy/[\w-]+\.sh", rule)
-    texts = [rule, *(read(script).replace("$(", "(") for script in scripts)]
-    names = find_names("".join(texts))
+    """Return the variables that a rule mentions: itself, by another variable, or in a script.
+
+    Those that a script gives a value itself are none that anybody could set.
+    """
+    scripts = [read(script) for script in re.findall(r"deploy/[\w-]+\.sh", rule)]
+    names = find_names("".join([rule, *(script.replace("$(", "(") for script in scripts)]))
+    names -= set(re.findall(r"^(\w+)=", "".join(scripts), re.MULTILINE))
     while more := find_names("".join(DEFINITIONS.get(name, "") for name in names)) - names:
         names |= more
     return names

@@ -3,12 +3,15 @@
 import re
 import shutil
 import tomllib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 import psycopg
 import pytest
 from psycopg.rows import TupleRow
+from tests.conftest import MakeOnce
 from tests.releases import DEFAULTS, NEWEST, Answers, Copies, Release, find_releases
 from tests.support import Project
 
@@ -148,6 +151,21 @@ def test_there_are_releases_to_update_from() -> None:
     assert RELEASES[0].version == (1, 0, 0)
 
 
+def names_of(project: Project) -> Callable[[], None]:
+    """Return what fails unless the project, called shop by its answers, has the names it has now."""
+    compose = project.read("compose.yaml")
+    name = tomllib.loads(project.read("pyproject.toml"))["project"]["name"]
+
+    def require_names() -> None:
+        document = tomllib.loads(project.read("pyproject.toml"))
+        assert document["project"]["name"] == name
+        assert document["tool"]["service"]["name"] == "shop"
+        assert re.findall("shop", project.read("compose.yaml")) == re.findall("shop", compose)
+        assert project.run("python3", "deploy/service.py", "name").stdout == "shop\n"
+
+    return require_names
+
+
 def of_the_person(files: dict[str, bytes]) -> dict[str, bytes]:
     return {path: text for path, text in files.items() if path.startswith(WRITTEN_ONCE)}
 
@@ -157,17 +175,22 @@ def of_the_template(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 @each_release
-@pytest.mark.parametrize("answers", ANSWERS.values(), ids=ANSWERS)
+@pytest.mark.parametrize("kind", ANSWERS)
 def test_an_untouched_project_becomes_what_a_fresh_copy_is(
-    copies: Copies, release: Release, answers: Answers
+    copies: Copies, make_once: MakeOnce, release: Release, kind: str
 ) -> None:
+    answers = ANSWERS[kind]
     project = copies.copy("old", release.tag, answers)
     answered, before = project.read(".copier-answers.yml"), contents(project)
     copies.update(project)
     # Projects of release 1 have their slug as the name in pyproject.toml, and keep it.
-    kept_name = {"keep_name": "true"} if release.version < (2, 0, 0) else {}
-    fresh = contents(copies.copy("fresh", NEWEST, {**answers, **kept_name}))
-    after = contents(project)
+    of_release_1 = release.version < (2, 0, 0)
+    asked = {**answers, "keep_name": "true"} if of_release_1 else answers
+    made = make_once(
+        f"fresh {kind} {of_release_1}",
+        lambda folder: replace(copies, folder=folder).copy("project", NEWEST, asked),
+    )
+    fresh, after = contents(Project(made / "project")), contents(project)
     # The example app is written once, and belongs to the owner from then on.
     assert of_the_template(after) == of_the_template(fresh)
     assert of_the_person(after) == of_the_person(before)
@@ -185,8 +208,9 @@ def test_what_people_made_and_changed_is_kept_and_goes_on_working(
     *,
     deleted: bool,
 ) -> None:
-    project = copies.copy("shop", release.tag)
+    project = copies.copy("project", release.tag, {"project_slug": "shop"})
     project.environment["DATABASE_URL"] = database_url.libpq
+    require_names = names_of(project)
     edit(project)
     gone = ["docs/tracing.md", "Dockerfile"]
     if deleted:
@@ -208,8 +232,9 @@ def test_what_people_made_and_changed_is_kept_and_goes_on_working(
     before, data = contents(project), rows(database)
     said = copies.update(project).stderr
 
-    # Whatever is the person's is as it was.
+    # Whatever is the person's is as it was, and so are the names.
     require_clean_merge(project)
+    require_names()
     after = contents(project)
     mine = [path for path in before if path in OWN or path.startswith(WRITTEN_ONCE)]
     assert len(mine) > len(OWN)
@@ -233,22 +258,6 @@ def test_what_people_made_and_changed_is_kept_and_goes_on_working(
         project.run("uv", "run", "pytest", "-q", "tests/apps", "tests/test_migrations.py")
 
 
-def test_an_update_says_what_is_new_and_a_second_one_changes_nothing(copies: Copies) -> None:
-    project = copies.copy("project", RELEASES[0].tag)
-    said = copies.update(project).stderr
-    newest = re.search(
-        r"^## (.+)\n\n((?:.+\n)+)", copies.upstream.read("CHANGELOG.md"), re.MULTILINE
-    )
-    assert newest is not None
-    assert f"New in {newest[1]}:" in said
-    assert newest[2].splitlines()[0] in said
-    assert newest[2] in project.read("docs/template-changes.md")
-    project.commit("Update")
-    before = contents(project)
-    copies.update(project)
-    assert contents(project) == before
-
-
 def improve(upstream: Project, tag: str, path: str, old: str, new: str) -> None:
     """Make a release after the working tree that changes a file of the template."""
     text = upstream.read(f"template/{path}")
@@ -266,35 +275,32 @@ def own_upstream(upstream: Project, tmp_path: Path) -> Project:
     return own
 
 
-@each_release
-def test_a_project_keeps_its_name_its_database_and_its_image(
-    copies: Copies, own_upstream: Project, release: Release
-) -> None:
-    project = copies.copy("project", release.tag, {"project_slug": "shop"}, own_upstream)
-    project.write("pyproject.toml", project.read("pyproject.toml").replace("0.1.0", "3.2.1", 1))
-    project.commit("Our version")
-    before = project.read("compose.yaml")
-    name = re.search(r'^name = "(.+)"$', project.read("pyproject.toml"), re.MULTILINE)
-    assert name is not None
+def test_one_update_follows_another(copies: Copies, own_upstream: Project) -> None:
+    slug = {"project_slug": "shop"}
+    project = copies.copy("project", RELEASES[0].tag, slug, own_upstream)
+    require_names = names_of(project)
+    said = copies.update(project).stderr
+    newest = re.search(r"^## (.+)\n\n((?:.+\n)+)", own_upstream.read("CHANGELOG.md"), re.MULTILINE)
+    assert newest is not None
+    assert f"New in {newest[1]}:" in said
+    assert newest[2].splitlines()[0] in said
+    assert newest[2] in project.read("docs/template-changes.md")
+    require_names()
 
-    def require_the_names() -> None:
-        require_clean_merge(project)
-        document = tomllib.loads(project.read("pyproject.toml"))
-        assert document["project"]["name"] == name[1]
-        assert document["project"]["version"] == "3.2.1"
-        assert document["tool"]["service"]["name"] == "shop"
-        assert re.findall("shop", project.read("compose.yaml")) == re.findall("shop", before)
-        assert project.run("python3", "deploy/service.py", "name").stdout == "shop\n"
-
-    copies.update(project)
-    require_the_names()
+    # Without a newer release nothing changes.
     project.commit("Update")
+    before = contents(project)
+    copies.update(project)
+    assert contents(project) == before
+
     improve(own_upstream, "v99.1.0", "src/core/health.py", '"""Seconds that', '"""The seconds that')
     copies.update(project)
-    require_the_names()
+    assert '"""The seconds that' in project.read("src/core/health.py")
+    require_clean_merge(project)
+    require_names()
     project.commit("Update again")
     project.run("copier", "recopy", "--defaults", "--overwrite", "--quiet")
-    assert f'name = "{name[1]}"' in project.read("pyproject.toml")
+    require_names()
 
 
 def test_a_project_called_like_a_package_is_updated_and_can_be_locked(
@@ -337,10 +343,21 @@ def test_template_update_stops_before_it_deletes_an_edited_file(losing: Project)
     assert f"You edited these files, and the update deletes them:\n{LOST}" in refused.stderr
     assert "make template-update FORCE=1" in refused.stderr
     assert contents(losing) == before
-    done = losing.make("template-update", "FORCE=1")
-    assert LOST in done.stderr
+    edited = losing.read("docs/monitoring.md")
+    said = losing.make("template-update", "FORCE=1").stderr
+    assert f"You edited these files, and the update deletes them:\n{LOST}" in said
     assert not {*LOST.split(), "docs/updating.md"} & set(contents(losing))
     assert "v99.1.0" in losing.read(".copier-answers.yml")
+
+    # What was listed before the update, can be listed and brought back after it, as Copier's message says.
+    listing, script, lock = re.findall(r"^  ((?:git diff -|sh |uv ).*)$", said, re.MULTILINE)
+    assert lock == "uv lock"
+    deleted = losing.run("sh", "-c", listing).stdout
+    assert deleted == f"{LOST}docs/updating.md\n"
+    assert LOST in losing.run("sh", "-c", script).stderr
+    assert "`git restore <file>` brings one back" in " ".join(said.split())
+    losing.run("git", "restore", "docs/monitoring.md")
+    assert losing.read("docs/monitoring.md") == edited
 
 
 def test_template_update_goes_on_where_no_deleted_file_was_edited(
@@ -351,21 +368,6 @@ def test_template_update_goes_on_where_no_deleted_file_was_edited(
     said = project.make("template-update", "COPIER=copier").stderr
     assert "You edited" not in said
     assert not (project.path / "docs/updating.md").exists()
-
-
-def test_the_message_of_an_update_lists_what_it_deleted_and_how_to_bring_it_back(
-    copies: Copies, losing: Project
-) -> None:
-    edited = losing.read("docs/monitoring.md")
-    said = copies.update(losing).stderr
-    listing, script, lock = re.findall(r"^  ((?:git diff -|sh |uv ).*)$", said, re.MULTILINE)
-    assert lock == "uv lock"
-    deleted = losing.run("sh", "-c", listing).stdout
-    assert deleted == f"{LOST}docs/updating.md\n"
-    assert LOST in losing.run("sh", "-c", script, expect=1).stderr
-    assert "`git restore <file>` brings one back" in " ".join(said.split())
-    losing.run("git", "restore", "docs/monitoring.md")
-    assert losing.read("docs/monitoring.md") == edited
 
 
 def test_where_both_changed_the_same_line_make_check_names_it(
