@@ -30,7 +30,8 @@ del DEFINITIONS["OPTIONS"]
 def find_names(text: str) -> set[str]:
     """Return the variables of make and of the shell that a text mentions."""
     text = re.sub(r"##.*", "", text)
-    mentioned = re.findall(r"\$\$?[({]?([A-Za-z_]\w*)", text)
+    # `$(call x)` is a function of make and `$$(git x)` a command.
+    mentioned = re.findall(r"\$\$?(?:[({](?!\w+ ))?([A-Za-z_]\w*)", text)
     return {*mentioned, *re.findall(r"\b[A-Z][A-Z_]+\b", text)}
 
 
