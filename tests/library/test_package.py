@@ -1,15 +1,19 @@
 """The library as a package: what pip installs from its folder."""
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
+import pytest
 from copier import run_copy, run_update
 from tests.releases import NEWEST
 from tests.support import ROOT, Project
 
+import alembic_safety
 from alembic_safety import alembic_internals
 from alembic_safety.database.url import DatabaseURL
 
@@ -43,6 +47,21 @@ def test_the_lowest_alembic_of_the_range_is_one_that_is_known_to_work() -> None:
     [alembic] = [item for item in document["project"]["dependencies"] if "alembic>=" in item]
     lowest, _, _ = alembic.removeprefix("alembic>=").partition(",")
     assert alembic_internals.KNOWN_TO_WORK.startswith(f"{lowest} to ")
+
+
+def test_the_public_names_are_imported_when_they_are_used() -> None:
+    tree = ast.parse((FOLDER / "src" / "alembic_safety" / "__init__.py").read_text("utf-8"))
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    public = {alias.name: node.module for node in imports for alias in node.names}
+    for name, module in public.items():
+        assert module is not None
+        assert getattr(alembic_safety, name) is getattr(import_module(module), name)
+    with pytest.raises(AttributeError, match="has no attribute 'Projekt'"):
+        _ = alembic_safety.Projekt  # type: ignore[attr-defined]
+    alone = "import sys; from alembic_safety import embedded; print('alembic' in sys.modules)"
+    source = {"PYTHONPATH": str(FOLDER / "src")}
+    assert Project(ROOT).run(sys.executable, "-c", alone, env=source).stdout == "False\n"
 
 
 def test_a_project_may_take_the_library_from_a_tag_of_the_template(

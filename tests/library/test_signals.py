@@ -13,7 +13,7 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 from psycopg.rows import TupleRow
-from tests.stock import StockProject
+from tests.stock import LIBRARY, StockProject
 from tests.support import is_alive, wait_until
 
 from alembic_safety.backup.clients import find_client
@@ -261,6 +261,28 @@ def test_a_signal_ends_a_command_and_leaves_nothing(scene: Scene, number: signal
     key = lock_key(scene.database.info.dbname, VERSION_TABLE)
     taken = scene.database.execute("SELECT pg_try_advisory_lock(%s)", [key])
     assert taken.fetchone() == (True,)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["click", "alembic", "sqlalchemy"])
+def test_a_signal_during_the_program_s_imports_ends_it(
+    tmp_path: Path, module: str, number: signal.Signals
+) -> None:
+    slow = 'import time\nprint("importing", flush=True)\ntime.sleep(60)\n'
+    (tmp_path / f"{module}.py").write_text(slow, encoding="utf-8")
+    with subprocess.Popen(
+        [sys.executable, "-m", "alembic_safety", "status"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{LIBRARY / 'src'}"},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, said) == (128 + number, "Interrupted.\n")
 
 
 @pytest.mark.parametrize(

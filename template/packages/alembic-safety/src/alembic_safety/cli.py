@@ -1,9 +1,6 @@
 """Command line of `alembic-safety`, next to Alembic's own program."""
 
-import atexit
-import gc
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -235,9 +232,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo(describe_error(error) if isinstance(error, DBAPIError) else error, err=True)
         return 1
     return code or 0
-
-
-def run() -> None:
-    """Run the program and exit."""
-    atexit.register(gc.freeze)  # skip the last garbage collection, as in alembic_safety.environment
-    sys.exit(main())
