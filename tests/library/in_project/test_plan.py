@@ -1,10 +1,12 @@
 """What a migration would do, rehearsed. The template's own tests have the long list of cases."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
 
+import psycopg
 import pytest
 from tests.inside.support import Project
 
@@ -13,6 +15,8 @@ from alembic_safety import project as safety
 from alembic_safety.backup.clients import find_client
 from alembic_safety.commands import review
 from alembic_safety.errors import ClientProgramError
+from alembic_safety.plan import progress
+from core.config import get_settings
 
 Plan = Callable[..., tuple[int, str]]
 
@@ -98,6 +102,40 @@ def test_what_is_unsafe_is_said_in_each_format(project: Project, plan: Plan) -> 
     assert "### `b2`" in plan("--format=markdown")[1]
     assert databases(project) == []
     assert project.tables() == {"t_a1", "other", "third", "fourth"}
+
+
+def test_a_plan_waits_no_longer_for_a_table_than_lock_wait(
+    project: Project, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    project.write("b2", "a1", "pass", table=False)
+    monkeypatch.setenv("MIGRATION_LOCK_WAIT", "200ms")
+    with psycopg.connect(get_settings().url.libpq) as holder:
+        holder.execute("LOCK TABLE t_a1")
+        code, said = plan()
+    assert code == 1
+    assert "another session locked a table for longer than lock_wait" in said
+    assert databases(project) == []
+    assert plan()[0] == 0
+
+
+def test_a_long_plan_says_how_far_it_has_come(
+    project: Project,
+    plan: Plan,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    project.write("a1")
+    project.write("b2", "a1")
+    plan()
+    assert "rehearsing" not in caplog.text
+    monkeypatch.setattr(progress, "PROGRESS_INTERVAL", 0)
+    plan()
+    said = [re.sub(r"\d+ s", "0 s", line) for line in caplog.messages if "rehearsing" in line]
+    applied = ["rehearsing a1: 0 done after 0 s", "rehearsing b2: 1 done after 0 s"]
+    reverted = ["rehearsing b2: 0 done after 0 s", "rehearsing a1: 1 done after 0 s"]
+    assert said == applied + reverted
 
 
 def test_what_is_safe_is_safe(project: Project, plan: Plan) -> None:

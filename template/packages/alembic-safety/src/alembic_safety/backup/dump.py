@@ -92,8 +92,7 @@ def take_backup(connection: Connection, project: Project, kind: BackupKind) -> B
                 pg_dump,
                 "--format=custom",
                 "--no-password",
-                # 0 means to wait forever for pg_dump, but not to wait for lock_wait.
-                f"--lock-wait-timeout={max(options.lock_wait, 1)}",
+                lock_wait_option(options.lock_wait),
                 f"--file={file}",
                 f"--dbname={url.without_password}",
                 *(["--schema-only"] if kind is BackupKind.SCHEMA else []),
@@ -166,6 +165,18 @@ def check_readable(
     run_client([pg_restore, f"--file={os.devnull}", str(file)], None, progress=progress)
 
 
+def lock_wait_option(lock_wait: int) -> str:
+    """Return the option of pg_dump for how many milliseconds it waits for a table."""
+    return f"--lock-wait-timeout={max(lock_wait, 1)}"  # pg_dump would wait forever with 0
+
+
+def lock_wait_hint(error: ClientProgramError) -> str:
+    """Return a second line for the message of a pg_dump that waited too long; else nothing."""
+    if "LOCK TABLE" in str(error) and "timeout" in str(error):
+        return "\n  another session locked a table for longer than lock_wait"
+    return ""
+
+
 def server_major(connection: Connection) -> int:
     """Return the major version of the server."""
     version = connection.dialect.server_version_info or (0,)
@@ -177,10 +188,8 @@ def _backup_errors(folder: Path, user: str) -> Iterator[None]:
     try:
         yield
     except ClientProgramError as error:
-        reason = str(error)
-        if "LOCK TABLE" in reason and "timeout" in reason:
-            reason += "\n  another session locked a table for longer than lock_wait"
-        elif "permission denied" in reason or "lack SELECT privilege" in reason:
+        reason = f"{error}{lock_wait_hint(error)}"
+        if "permission denied" in reason or "lack SELECT privilege" in reason:
             reason += (
                 "\n  to let this role read everything, a superuser runs: "
                 f"GRANT pg_read_all_data TO {quote_identifier(user)}"

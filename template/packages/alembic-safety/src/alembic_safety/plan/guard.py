@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from alembic_safety.database.statements import watched_statements
 from alembic_safety.errors import MigrationError
+from alembic_safety.plan.progress import Progress
 from alembic_safety.plan.snapshot import read_called_source
 from alembic_safety.run.observer import Observer
 
@@ -32,9 +33,11 @@ class ServerGuard(Observer):
         self._connection = connection
         self._shared = shared
         self._in_revision = False
+        self._progress = Progress()
 
-    def begin(self, _revision: str, /) -> None:
+    def begin(self, revision: str, /) -> None:
         """Begin a revision."""
+        self._progress.begin(revision)
         self._in_revision = True
 
     def end(self) -> None:

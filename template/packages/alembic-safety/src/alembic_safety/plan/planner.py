@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from alembic.script import ScriptDirectory
 
@@ -117,7 +118,7 @@ async def make_plan(project: Project, options: PlanOptions) -> Plan:
     if not start and not state.pending:
         return Plan(database=live.database, rehearsed_on="", current=state.current)
     async with engine.connect() as connection:
-        tables = await connection.run_sync(read_sizes)
+        tables = await connection.run_sync(partial(read_sizes, lock_wait=safety.lock_wait))
         if deployed == RECORDED:
             deployed = _find_rollout(project, await connection.run_sync(last_rollout))
     models = read_models(project, deployed, variable="DEPLOYED") if deployed else None

@@ -16,6 +16,7 @@ from alembic_safety.plan.effects import EffectReader, StatementEffects
 from alembic_safety.plan.fingerprint import Fingerprint, FingerprintReader, settle_search_path
 from alembic_safety.plan.guard import ServerGuard
 from alembic_safety.plan.locks import LockWatcher
+from alembic_safety.plan.progress import Progress
 from alembic_safety.plan.snapshot import NamedObject, Relation
 from alembic_safety.run.observer import Observer
 
@@ -88,9 +89,11 @@ class Recorder(Observer):
         self._running: object | None = None
         """Execution context of the statement that runs."""
         self._started = 0.0
+        self._progress = Progress()
 
     def begin(self, revision: str, /) -> None:
         """Begin a revision."""
+        self._progress.begin(revision)
         self._paused = False
         with self._pause():
             settle_search_path(self.connection)

@@ -12,8 +12,9 @@ from pathlib import Path
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from alembic_safety.backup.archive import log_progress
 from alembic_safety.backup.clients import find_client, run_client
-from alembic_safety.backup.dump import server_major
+from alembic_safety.backup.dump import lock_wait_hint, lock_wait_option, server_major
 from alembic_safety.backup.restore import restore_file
 from alembic_safety.backup.swap import RestoreError
 from alembic_safety.backup.workspace import delete_abandoned, workspace
@@ -24,6 +25,7 @@ from alembic_safety.database.leftovers import drop_leftovers, owned, temporary_n
 from alembic_safety.database.maintenance import drop_database, maintenance
 from alembic_safety.database.url import DatabaseURL
 from alembic_safety.errors import (
+    ClientProgramError,
     DatabaseUnavailableError,
     EmbeddedPostgresError,
     MigrationError,
@@ -86,7 +88,8 @@ async def scratch(
                     f"no temporary folder can be made for the dump (TMPDIR): {error}"
                 ) from error
             file = folder / "live.dump"
-            await _dump(live, file, descriptor, with_data=with_data)
+            wait = project.options.lock_wait
+            await _dump(live, file, descriptor, with_data=with_data, lock_wait=wait)
 
         async def make(server: DatabaseURL) -> None:
             async with maintenance(server) as connection:
@@ -115,7 +118,9 @@ async def scratch(
                 raise
 
 
-async def _dump(live: DatabaseURL, file: Path, descriptor: int, *, with_data: bool) -> None:
+async def _dump(
+    live: DatabaseURL, file: Path, descriptor: int, *, with_data: bool, lock_wait: int
+) -> None:
     engine = create_engine(live)
     async with engine.connect() as connection:
         major = await connection.run_sync(server_major)
@@ -124,6 +129,7 @@ async def _dump(live: DatabaseURL, file: Path, descriptor: int, *, with_data: bo
         find_client("pg_dump", live, server_major=major),
         "--format=custom",
         "--no-password",
+        lock_wait_option(lock_wait),
         f"--file={file}",
         f"--dbname={live.without_password}",
         # A copy that subscribes would take rows away from the live database.
@@ -131,7 +137,13 @@ async def _dump(live: DatabaseURL, file: Path, descriptor: int, *, with_data: bo
         "--no-subscriptions",
         *([] if with_data else ["--schema-only"]),
     ]
-    await call_in_thread(partial(run_client, pass_fds=[descriptor]), command, live)
+    run = partial(
+        run_client, pass_fds=[descriptor], progress=partial(log_progress, "dumping for the copy")
+    )
+    try:
+        await call_in_thread(run, command, live)
+    except ClientProgramError as error:
+        raise ClientProgramError(f"{error}{lock_wait_hint(error)}") from error
 
 
 async def _make(

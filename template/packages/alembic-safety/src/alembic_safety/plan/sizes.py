@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
-from alembic_safety.sql import RELATION_NAME
+from alembic_safety.errors import MigrationError
+from alembic_safety.sql import RELATION_NAME, SQLState, get_sqlstate
 
 _READ_PER_SECOND = 200_000_000
 """Bytes that a server reads in a scan, roughly: disks of cloud providers do 100 to 500 MB/s."""
@@ -90,9 +92,26 @@ class Sizes:
         )
 
 
-def read_sizes(connection: Connection) -> dict[str, Size]:
-    """Return the sizes of the database's tables and materialized views, by name."""
+def read_sizes(connection: Connection, *, lock_wait: int) -> dict[str, Size]:
+    """Return the sizes of the database's tables and materialized views, by name.
+
+    Args:
+        connection: a connection to the database.
+        lock_wait: milliseconds to wait for a table that another session has locked.
+
+    Raises:
+        MigrationError: a table was locked for longer.
+    """
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {max(lock_wait, 1)}")
+    try:
+        rows = connection.execute(_SIZES).all()
+    except DBAPIError as error:
+        if get_sqlstate(error) != SQLState.LOCK_NOT_AVAILABLE:
+            raise
+        raise MigrationError(
+            "another session locked a table for longer than lock_wait, so its size can't be read; "
+            "plan again when that session has ended"
+        ) from error
     return {
-        row.name: Size(rows=row.rows, bytes=row.bytes, index_bytes=row.index_bytes)
-        for row in connection.execute(_SIZES)
+        row.name: Size(rows=row.rows, bytes=row.bytes, index_bytes=row.index_bytes) for row in rows
     }
