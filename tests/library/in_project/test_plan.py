@@ -1,6 +1,7 @@
 """What a migration would do, rehearsed. The template's own tests have the long list of cases."""
 
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -128,6 +129,7 @@ def test_a_long_plan_says_how_far_it_has_come(
 ) -> None:
     project.write("a1")
     project.write("b2", "a1")
+    caplog.set_level(logging.INFO, logger="alembic_safety")
     plan()
     assert "rehearsing" not in caplog.text
     monkeypatch.setattr(progress, "PROGRESS_INTERVAL", 0)

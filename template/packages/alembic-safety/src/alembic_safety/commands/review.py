@@ -38,7 +38,7 @@ def plan(project: Project, *, form: str, allow_unsafe: bool, to: str, **scope: A
         to: the last revision.
         scope: further fields of `PlanOptions`.
     """
-    logging.disable(logging.INFO)  # Alembic logs the upgrades of the scratch copy
+    _mute_alembic()
     planning = make_plan(project, PlanOptions(target=to, **scope))
     if sys.stderr.isatty():
         click.echo("Rehearsing the revisions on a copy of the schema ...", err=True)
@@ -54,7 +54,7 @@ def plan(project: Project, *, form: str, allow_unsafe: bool, to: str, **scope: A
 
 def check(project: Project, base: str) -> int:
     """Print the result of each check of the gate; return 1 if one failed."""
-    logging.disable(logging.INFO)  # Alembic logs the steps of the checks
+    _mute_alembic()
 
     async def run() -> int:
         failed = 0
@@ -74,3 +74,14 @@ def rebase(project: Project, base: str) -> int:
     for line in rebase_revisions(project, base):
         print(line)
     return 0
+
+
+def _mute_alembic() -> None:
+    """Drop what Alembic logs of a scratch copy: each upgrade, each difference from the models."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("alembic."):
+            logging.getLogger(name).addFilter(_is_warning)
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
