@@ -174,9 +174,9 @@ def measure(bench: Benchmark, project: Folder) -> None:
         "project": _Side(project, project),
     }
     _set_url(sides["floor"])
-    few, many = bench.of(100, 3), bench.of(1000, 3)
+    one, few, many = bench.of(1, 2), bench.of(100, 2), bench.of(1000, 2)
     try:
-        for number in dict.fromkeys((1, few, many)):
+        for number in dict.fromkeys((one, few, many)):
             _write_chain(sides.values(), number)
             _from_empty(bench, sides, number)
             _nothing_to_do(bench, sides, number)

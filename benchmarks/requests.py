@@ -168,7 +168,7 @@ def measure(bench: Benchmark, project: Folder) -> None:
     with ExitStack() as stack:
         spawn = multiprocessing.get_context("spawn")
         processes = stack.enter_context(ProcessPoolExecutor(max_workers=1, mp_context=spawn))
-        contest = Contest(bench, Sender(processes, bench.of(25, 5) / 10), users)
+        contest = Contest(bench, Sender(processes, bench.of(25, 2) / 10), users)
 
         def begin(app: str, *options: str, ready: str = "/health/ready") -> Server:
             return stack.enter_context(serve(project, app, *options, ready=ready, **variables))

@@ -15,7 +15,7 @@ import pytest
 from psycopg.rows import TupleRow
 from pytest_postgresql import factories
 from tests.releases import Copies, make_upstream
-from tests.support import ROOT, Project, copy
+from tests.support import ROOT, MakeOnce, Project, copy
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from alembic_safety import embedded
@@ -84,12 +84,9 @@ def database_url(server: DatabaseURL, database: psycopg.Connection[TupleRow]) ->
     return server.with_database(database.info.dbname)
 
 
-MakeOnce = Callable[[str, Callable[[Path], object]], Path]
-
-
 @pytest.fixture(scope="session")
 def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
-    """Return a folder that the first worker to need it makes for all: `make_once(name, make)`."""
+    """What the first worker to need it makes for all."""
     own = tmp_path_factory.getbasetemp()
     common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
@@ -211,5 +208,7 @@ def upstream(template: Path, make_once: MakeOnce) -> Project:
 
 
 @pytest.fixture
-def copies(upstream: Project, synced: dict[str, str], tmp_path: Path) -> Copies:
-    return Copies(upstream=upstream, folder=tmp_path, environment=synced)
+def copies(
+    upstream: Project, synced: dict[str, str], make_once: MakeOnce, tmp_path: Path
+) -> Copies:
+    return Copies(upstream=upstream, folder=tmp_path, environment=synced, make_once=make_once)

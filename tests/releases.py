@@ -1,14 +1,15 @@
 """The releases of this template, as its history has them, and what updates from one to another."""
 
+import hashlib
 import re
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from tests.support import ROOT, Completed, Env, Project
+from tests.support import ROOT, Completed, Env, MakeOnce, Project
 
 FIRST = (1, 0, 0)
 _VERSION = re.compile(r'^version = "(\d+)\.(\d+)\.(\d+)"$', re.MULTILINE)
@@ -72,20 +73,44 @@ class Copies:
     upstream: Project
     folder: Path
     environment: Env
+    make_once: MakeOnce
 
-    def copy(
-        self, name: str, tag: str, answers: Answers = DEFAULTS, upstream: Project | None = None
-    ) -> Project:
+    def copy(self, name: str, tag: str, answers: Answers = DEFAULTS) -> Project:
+        """Return a project that was copied and committed, in a folder of the test's own."""
+
+        def make(folder: Path) -> None:
+            replace(self, folder=folder).copy_of(self.upstream, tag, answers)
+
+        return self._own(name, self.make_once(_folder("copied", tag, answers), make))
+
+    def copy_of(self, upstream: Project, tag: str, answers: Answers = DEFAULTS) -> Project:
         """Copy with plain commands, as a person would, and commit."""
         data = [f"--data={key}={value}" for key, value in answers.items()]
-        template = str((upstream or self.upstream).path)
-        Project(self.folder).run(
-            "copier", "copy", "--quiet", "--defaults", f"--vcs-ref={tag}", *data, template, name
-        )
-        project = Project(self.folder / name, **self.environment)
+        command = ("copier", "copy", "--quiet", "--defaults", f"--vcs-ref={tag}", *data)
+        Project(self.folder).run(*command, str(upstream.path), "project")
+        project = Project(self.folder / "project", **self.environment)
         project.commit("Start from the template")
         return project
+
+    def updated(self, name: str, tag: str, answers: Answers = DEFAULTS) -> Project:
+        """Return a project that was copied and committed, and then updated."""
+
+        def make(folder: Path) -> None:
+            project = self.copy("project", tag, answers)
+            self.update(project)
+            project.path.rename(folder / "project")
+
+        return self._own(name, self.make_once(_folder("updated", tag, answers), make))
+
+    def _own(self, name: str, made: Path) -> Project:
+        target = shutil.copytree(made / "project", self.folder / name, symlinks=True)
+        return Project(target, **self.environment)
 
     @staticmethod
     def update(project: Project, *arguments: str, expect: int = 0) -> Completed:
         return project.run("copier", "update", "--defaults", *arguments, expect=expect)
+
+
+def _folder(kind: str, tag: str, answers: Answers) -> str:
+    digest = hashlib.sha256(repr(sorted(answers.items())).encode()).hexdigest()[:8]
+    return f"{kind} {tag.replace('.', '-')} {digest}"

@@ -21,6 +21,8 @@ COMMAND_TIMEOUT = 900
 Env = Mapping[str, str]
 NOTHING: Env = MappingProxyType({})
 Completed = subprocess.CompletedProcess[str]
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+"""Returns a folder that is made once for all tests: `make_once(name, make)`."""
 
 
 def clean_environment() -> dict[str, str]:

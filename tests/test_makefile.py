@@ -40,9 +40,9 @@ def find_names_of_rule(rule: str) -> set[str]:
 
     Those that a script gives a value itself are none that anybody could set.
     """
-    scripts = [read(script) for script in re.findall(r"deploy/[\w-]+\.sh", rule)]
-    names = find_names("".join([rule, *(script.replace("$(", "(") for script in scripts)]))
-    names -= set(re.findall(r"^(\w+)=", "".join(scripts), re.MULTILINE))
+    scripts = "".join(read(script) for script in re.findall(r"deploy/[\w-]+\.sh", rule))
+    names = find_names(rule) | set(re.findall(r"\$\{?([A-Za-z_]\w*)", scripts))
+    names -= set(re.findall(r"^(\w+)=", scripts, re.MULTILINE))
     while more := find_names("".join(DEFINITIONS.get(name, "") for name in names)) - names:
         names |= more
     return names

@@ -4,14 +4,12 @@ import re
 import shutil
 import tomllib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 import psycopg
 import pytest
 from psycopg.rows import TupleRow
-from tests.conftest import MakeOnce
 from tests.releases import DEFAULTS, NEWEST, Answers, Copies, Release, find_releases
 from tests.support import Project
 
@@ -175,26 +173,21 @@ def of_the_template(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 @each_release
-@pytest.mark.parametrize("kind", ANSWERS)
+@pytest.mark.parametrize("answers", ANSWERS.values(), ids=ANSWERS)
 def test_an_untouched_project_becomes_what_a_fresh_copy_is(
-    copies: Copies, make_once: MakeOnce, release: Release, kind: str
+    copies: Copies, release: Release, answers: Answers
 ) -> None:
-    answers = ANSWERS[kind]
-    project = copies.copy("old", release.tag, answers)
-    answered, before = project.read(".copier-answers.yml"), contents(project)
-    copies.update(project)
+    old = copies.copy("old", release.tag, answers)
+    project = copies.updated("project", release.tag, answers)
     # Projects of release 1 have their slug as the name in pyproject.toml, and keep it.
-    of_release_1 = release.version < (2, 0, 0)
-    asked = {**answers, "keep_name": "true"} if of_release_1 else answers
-    made = make_once(
-        f"fresh {kind} {of_release_1}",
-        lambda folder: replace(copies, folder=folder).copy("project", NEWEST, asked),
-    )
-    fresh, after = contents(Project(made / "project")), contents(project)
+    kept_name = {"keep_name": "true"} if release.version < (2, 0, 0) else {}
+    fresh = contents(copies.copy("fresh", NEWEST, {**answers, **kept_name}))
+    after = contents(project)
     # The example app is written once, and belongs to the owner from then on.
     assert of_the_template(after) == of_the_template(fresh)
-    assert of_the_person(after) == of_the_person(before)
-    kept = [line for line in answered.splitlines() if not line.startswith("_commit")]
+    assert of_the_person(after) == of_the_person(contents(old))
+    answered = old.read(".copier-answers.yml").splitlines()
+    kept = [line for line in answered if not line.startswith("_commit")]
     assert set(kept) <= set(project.read(".copier-answers.yml").splitlines())
 
 
@@ -277,7 +270,7 @@ def own_upstream(upstream: Project, tmp_path: Path) -> Project:
 
 def test_one_update_follows_another(copies: Copies, own_upstream: Project) -> None:
     slug = {"project_slug": "shop"}
-    project = copies.copy("project", RELEASES[0].tag, slug, own_upstream)
+    project = copies.copy_of(own_upstream, RELEASES[0].tag, slug)
     require_names = names_of(project)
     said = copies.update(project).stderr
     newest = re.search(r"^## (.+)\n\n((?:.+\n)+)", own_upstream.read("CHANGELOG.md"), re.MULTILINE)
@@ -306,7 +299,7 @@ def test_one_update_follows_another(copies: Copies, own_upstream: Project) -> No
 def test_a_project_called_like_a_package_is_updated_and_can_be_locked(
     copies: Copies, own_upstream: Project
 ) -> None:
-    project = copies.copy("project", NEWEST, {"project_slug": "alembic"}, own_upstream)
+    project = copies.copy_of(own_upstream, NEWEST, {"project_slug": "alembic"})
     improve(own_upstream, "v99.1.0", "src/core/health.py", '"""Seconds that', '"""The seconds that')
     copies.update(project)
     assert "keep_name" not in project.read(".copier-answers.yml")
@@ -324,7 +317,7 @@ def delete_in_release(upstream: Project, tag: str, *paths: str) -> None:
 @pytest.fixture
 def losing(copies: Copies, own_upstream: Project) -> Project:
     """A project with edits in two of the three files that the newest release deletes."""
-    project = copies.copy("project", NEWEST, upstream=own_upstream)
+    project = copies.copy_of(own_upstream, NEWEST)
     project.environment["COPIER"] = "copier"
     for path in ("docs/monitoring.md", "deploy/monitoring/dashboard.json", "src/core/health.py"):
         project.write(path, project.read(path) + "\n")
@@ -363,7 +356,7 @@ def test_template_update_stops_before_it_deletes_an_edited_file(losing: Project)
 def test_template_update_goes_on_where_no_deleted_file_was_edited(
     copies: Copies, own_upstream: Project
 ) -> None:
-    project = copies.copy("project", NEWEST, upstream=own_upstream)
+    project = copies.copy_of(own_upstream, NEWEST)
     delete_in_release(own_upstream, "v99.1.0", "docs/updating.md")
     said = project.make("template-update", "COPIER=copier").stderr
     assert "You edited" not in said
@@ -373,7 +366,7 @@ def test_template_update_goes_on_where_no_deleted_file_was_edited(
 def test_where_both_changed_the_same_line_make_check_names_it(
     copies: Copies, own_upstream: Project
 ) -> None:
-    project = copies.copy("project", NEWEST, upstream=own_upstream)
+    project = copies.copy_of(own_upstream, NEWEST)
     project.make("check")
     limit = "database_pool_timeout: Annotated[float, Field(gt=0)] = "
     config = "src/core/config.py"
@@ -391,7 +384,7 @@ def test_where_both_changed_the_same_line_make_check_names_it(
 def test_changed_answers_bring_what_they_ask_for_and_take_nothing_of_the_person_s(
     copies: Copies, own_upstream: Project
 ) -> None:
-    project = copies.copy("project", NEWEST, upstream=own_upstream)
+    project = copies.copy_of(own_upstream, NEWEST)
     edit(project)
     project.commit("Ours")
     before = contents(project)
@@ -407,7 +400,7 @@ def test_changed_answers_bring_what_they_ask_for_and_take_nothing_of_the_person_
 
 
 def test_a_dirty_tree_is_refused_and_left_alone(copies: Copies, own_upstream: Project) -> None:
-    project = copies.copy("project", NEWEST, upstream=own_upstream)
+    project = copies.copy_of(own_upstream, NEWEST)
     project.write("README.md", "Mine, and not committed\n")
     improve(own_upstream, "v99.1.0", "src/core/health.py", '"""Seconds that', '"""The seconds that')
     before = contents(project)
@@ -422,7 +415,7 @@ def test_a_release_candidate_is_updated_to_its_release(
     improve(
         own_upstream, "v99.1.0rc1", "src/core/health.py", '"""Seconds that', '"""The seconds that'
     )
-    project = copies.copy("project", "v99.1.0rc1", upstream=own_upstream)
+    project = copies.copy_of(own_upstream, "v99.1.0rc1")
     assert "_commit: v99.1.0rc1" in project.read(".copier-answers.yml")
     improve(own_upstream, "v99.1.0", "src/core/health.py", '"""The seconds that', '"""What seconds')
     copies.update(project)
@@ -433,7 +426,7 @@ def test_a_release_candidate_is_updated_to_its_release(
 def test_a_recopy_gives_the_template_s_files_anew_and_leaves_the_person_s(
     copies: Copies, own_upstream: Project
 ) -> None:
-    project = copies.copy("project", NEWEST, upstream=own_upstream)
+    project = copies.copy_of(own_upstream, NEWEST)
     edit(project)
     users = "src/apps/users/service.py"
     project.write(users, project.read(users) + "\n# Ours\n")

@@ -36,12 +36,11 @@ BREAKS = "breaks running code: the column users.full_name is dropped"
 def test_models_are_found_in_a_commit_that_does_not_say_where_they_are(
     copies: Copies, release: Release, database_url: DatabaseURL
 ) -> None:
-    project = copies.copy("project", release.tag)
-    project.environment["DATABASE_URL"] = database_url.libpq
+    old, project = copies.copy("old", release.tag), copies.updated("project", release.tag)
+    old.environment["DATABASE_URL"] = project.environment["DATABASE_URL"] = database_url.libpq
+    assert "metadata = " not in old.read("pyproject.toml")
+    old.make("migrate-up")
     project.run("git", "tag", "deployed")
-    assert "metadata = " not in project.read("pyproject.toml")
-    project.make("migrate-up")
-    copies.update(project)
     models = "src/apps/users/models.py"
     lines = project.read(models).splitlines(keepends=True)
     project.write(models, "".join(line for line in lines if "full_name" not in line))
