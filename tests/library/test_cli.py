@@ -103,6 +103,20 @@ def test_c_and_n_name_the_configuration(
     assert database.execute("SELECT to_regclass('t')").fetchone() == (None,)
 
 
+def test_of_several_pyproject_toml_the_named_one_counts(project: StockProject) -> None:
+    own = project.write("pyproject.toml", project.read("pyproject.toml"))
+    other = project.write("deploy/pyproject.toml", '[tool.alembic.safety]\nlock_wait = "long"\n')
+    moved = (project.path / "alembic.ini").rename(project.path / "deploy" / "alembic.ini")
+    moved.write_text(moved.read_text().replace("%(here)s", "%(here)s/.."))
+    wrong = f"{other}: [tool.alembic]: safety.lock_wait: expected a duration"
+    for run, current in ((project.alembic, "current"), (project.safety, "status")):
+        # Next to the ini.
+        said = run("-c", "deploy/alembic.ini", current, expect=None)
+        assert wrong in said.stdout + said.stderr
+        run("-c", "deploy/alembic.ini", "-c", own.name, current)
+        run("-c", "deploy/alembic.ini", "-c", str(own), current)
+
+
 def test_raiseerr_shows_the_traceback(project: StockProject) -> None:
     ini = project.read("alembic.ini")
     project.write("alembic.ini", re.sub(r"(?m)^(sqlalchemy.url =).*", r"\1 mysql://", ini))

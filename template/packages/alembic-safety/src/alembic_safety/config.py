@@ -11,6 +11,8 @@ from pydantic import ConfigDict, Field, ValidationError
 from alembic_safety.errors import AlembicConfigError
 from alembic_safety.options import SafetyOptions, Table, describe_problem
 
+_DEFAULT = "pyproject.toml"
+
 
 class PostWriteHook(Table):
     """`[[tool.alembic.post_write_hooks]]`: a program that runs on the file of a new revision."""
@@ -74,12 +76,16 @@ def make_config(folder: Path, **attributes: object) -> Config:
 
 
 def toml_file(config: Config) -> Path:
-    """Return the pyproject.toml of an Alembic configuration."""
+    """Return the pyproject.toml of an Alembic configuration.
+
+    It is the one that `-c` names, else the one next to the ini, else that of the current folder.
+    """
+    name = config.toml_file_name or _DEFAULT
+    named = name != _DEFAULT or _DEFAULT in (getattr(config.cmd_opts, "config", None) or [])
     ini = config.config_file_name and Path(config.config_file_name)
-    if ini and ini.exists():
-        # Alembic's own toml_file_name would be relative to the current folder here.
-        return ini.absolute().with_name("pyproject.toml")
-    return Path(config.toml_file_name or "pyproject.toml").absolute()
+    if ini and ini.exists() and not named:
+        return ini.absolute().with_name(_DEFAULT)
+    return Path(name).absolute()
 
 
 def _describe(error: ValidationError) -> str:

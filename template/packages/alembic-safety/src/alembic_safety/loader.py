@@ -55,7 +55,7 @@ def make_config(given: dict[str, Any]) -> Config:
         if not name.exists() and (given["config"] or name != ini):
             raise MigrationError(f"there is no {name}; name the configuration with -c")
         if name.name == "pyproject.toml":
-            toml = name
+            toml = name.absolute()
         else:
             ini = name
     if not ini.exists() and not toml.exists():
