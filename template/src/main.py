@@ -16,6 +16,7 @@ from core import tracing
 from core.apps import AppImportError
 from core.config import Environment, Pooler, Settings, SettingsError, get_settings
 from core.database import create_engine, create_read_sessionmaker, create_sessionmaker
+from core.database_errors import add_database_error_handlers
 from core.errors import Problem, add_error_handlers
 from core.health import DEADLINE, MAX_AGE, add_health_checks
 from core.logging import configure_logging
@@ -98,6 +99,7 @@ def create_app() -> FastAPI:
     for router in routers:
         app.include_router(router)
     add_error_handlers(app)
+    add_database_error_handlers(app)
     if metrics is not None:
         metrics.add_to(app)
     # The last one added is the outermost.

@@ -22,6 +22,15 @@ async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
 
 
+async def get_sessions(request: Request) -> async_sessionmaker[AsyncSession]:
+    """Return the session factory, for transactions of a route's own."""
+    sessionmaker: async_sessionmaker[AsyncSession] = request.app.state.sessionmaker
+    return sessionmaker
+
+
+SessionsDep = Annotated[async_sessionmaker[AsyncSession], Depends(get_sessions)]
+
+
 async def get_read_sessions(request: Request) -> async_sessionmaker[AsyncReadSession]:
     """Return the read session factory: `async with read() as session`."""
     sessionmaker: async_sessionmaker[AsyncReadSession] = request.app.state.read_sessionmaker

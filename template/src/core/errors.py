@@ -5,37 +5,20 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-import asyncpg
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.utils import is_body_allowed_for_status_code
 from pydantic import BaseModel
-from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alembic_safety.errors import DatabaseUnavailableError
-from core.database import DatabaseTimeoutError
 from core.request_id import request_id
 
 logger = logging.getLogger(__name__)
 
-# https://www.postgresql.org/docs/current/errcodes-appendix.html
-_CONFLICTS = {
-    "23001": "other data still need this",
-    "23503": "what this refers to does not exist, or other data still need this",
-    "23505": "this exists already",
-    "23P01": "this overlaps with what exists already",
-}
-_UNFIT_VALUES = {
-    "22001": "a text is too long",
-    "22003": "a number is too large",
-    "22021": "a text holds a character that can't be stored",
-    "22P05": "a text holds a character that can't be stored",
-}
-_UNAVAILABLE_CLASSES = ("08", "53", "57")  # connection, resources, operator intervention
+_PROBLEM = {"$ref": "#/components/schemas/Problem"}
+MEDIA_TYPE = "application/problem+json"
 
 
 class FieldProblem(BaseModel):
@@ -53,6 +36,8 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str | None = None
+    constraint: str | None = None
+    """Database constraint that the request violates."""
     instance: str | None = None
     request_id: str | None = None
     errors: list[FieldProblem] | None = None
@@ -83,7 +68,7 @@ class ConflictError(AppError):
 class ProblemResponse(JSONResponse):
     """Response with a problem as its body."""
 
-    media_type = "application/problem+json"
+    media_type = MEDIA_TYPE
 
 
 def problem(
@@ -91,17 +76,17 @@ def problem(
     status: int,
     detail: str | None,
     *,
-    errors: list[FieldProblem] | None = None,
     headers: Mapping[str, str] | None = None,
+    **members: Any,
 ) -> ProblemResponse:
-    """Return the response for the HTTP status `status`."""
+    """Return the response for the HTTP status `status`, with further members of `Problem`."""
     body = Problem(
         title=_title(status),
         status=status,
         detail=detail,
         instance=request.url.path,
         request_id=request_id(),
-        errors=errors,
+        **members,
     )
     return ProblemResponse(
         body.model_dump(exclude_none=True), status_code=status, headers=dict(headers or {})
@@ -136,42 +121,8 @@ async def _on_invalid_request(request: Request, error: RequestValidationError) -
         for item in error.errors()
     ]
     return problem(
-        request, HTTPStatus.UNPROCESSABLE_ENTITY, "the request is not valid", errors=fields
+        request, HTTPStatus.UNPROCESSABLE_ENTITY, "The request is not valid.", errors=fields
     )
-
-
-async def _on_database_error(request: Request, error: DBAPIError) -> ProblemResponse:
-    sqlstate = getattr(error.orig, "sqlstate", None) or ""
-    cause = error.orig.__cause__ if error.orig is not None else None  # what asyncpg raised
-    if isinstance(error, IntegrityError) and sqlstate in _CONFLICTS:
-        constraint = getattr(cause, "constraint_name", None)
-        named = f" ({constraint})" if constraint else ""
-        return problem(request, HTTPStatus.CONFLICT, _CONFLICTS[sqlstate] + named)
-    unfit = _UNFIT_VALUES.get(sqlstate)
-    if not sqlstate and isinstance(cause, asyncpg.DataError):
-        unfit = "a value does not fit where it is stored"  # asyncpg refused to send it
-    if unfit is not None:
-        return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, unfit)
-    # A migration changed the type of a column: what other connections prepared is void from now on.
-    if isinstance(cause, asyncpg.InvalidCachedStatementError):
-        return await _on_unavailable(request, error)
-    if error.connection_invalidated or sqlstate.startswith(_UNAVAILABLE_CLASSES):
-        return await _on_unavailable(request, error)
-    raise error
-
-
-async def _on_unavailable(request: Request, error: Exception) -> ProblemResponse:
-    cause = getattr(error, "orig", None) or error  # without SQLAlchemy's statement and values
-    # 503 for a statement that took too long, too, not 504: it can't be told from a server that
-    # hangs, and a caller's next step is the same.
-    if isinstance(cause, DatabaseTimeoutError):
-        detail = "the database did not answer in time"
-    elif isinstance(cause.__cause__, asyncpg.InvalidCachedStatementError):
-        detail = "the schema has just changed"
-    else:
-        detail = "the database is not available"
-    logger.warning("%s: %s: %s", detail, type(cause).__name__, cause)
-    return problem(request, HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "1"})
 
 
 class UnexpectedErrorMiddleware:
@@ -202,7 +153,7 @@ class UnexpectedErrorMiddleware:
             response = problem(
                 request,
                 HTTPStatus.INTERNAL_SERVER_ERROR,
-                "unexpected error; the log has more under the request id",
+                "An unexpected error occurred. The log has more under the request id.",
             )
             await response(scope, receive, send)
 
@@ -214,9 +165,22 @@ def add_error_handlers(app: FastAPI) -> None:
         AppError: _on_app_error,
         HTTPException: _on_http_error,
         RequestValidationError: _on_invalid_request,
-        DBAPIError: _on_database_error,
-        PoolTimeoutError: _on_unavailable,
-        DatabaseUnavailableError: _on_unavailable,
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)
+    make_schema = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        return app.openapi_schema or _with_media_type(make_schema())
+
+    app.openapi = openapi  # type: ignore[method-assign] # https://fastapi.tiangolo.com/how-to/extending-openapi/
+
+
+def _with_media_type(schema: dict[str, Any]) -> dict[str, Any]:
+    """Give problems in an OpenAPI schema the media type that they are sent with."""
+    operations = [item for path in schema["paths"].values() for item in path.values()]
+    for response in [one for item in operations for one in item["responses"].values()]:
+        content = response.get("content", {})
+        if content.get("application/json", {}).get("schema") == _PROBLEM:
+            content[MEDIA_TYPE] = content.pop("application/json")
+    return schema

@@ -19,6 +19,7 @@ def configure_logging(settings: Settings) -> None:
     """Configure logging, unless the root logger already has a handler."""
     if logging.getLogger().handlers:
         return
+    logging.captureWarnings(True)
     formatter: dict[str, Any]
     if settings.environment is Environment.PROD:
         formatter = {"()": JSONFormatter}

@@ -203,7 +203,10 @@ class Metrics:
             self._registry.unregister(collector)
 
     async def _answer(self, request: Request) -> Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        try:
+            encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        except ValueError:  # a version that is no number
+            encode, content_type = choose_encoder("")
         # In a thread: it reads the files of all workers, and waits for the schema's state.
         body = await asyncio.to_thread(encode, self._registry)
         return Response(body, headers={"Content-Type": content_type})

@@ -151,9 +151,14 @@ async def test_an_error_rolls_back(live: httpx.AsyncClient) -> None:
         ("DELETE", "/health/live", 405, None),
         ("GET", "/test/conflict", 409, "it is taken"),
         ("GET", "/test/status?code=499", 499, None),
-        ("GET", "/test/unexpected", 500, "unexpected error; the log has more under the request id"),
+        (
+            "GET",
+            "/test/unexpected",
+            500,
+            "An unexpected error occurred. The log has more under the request id.",
+        ),
         ("GET", "/test/sql?statement=SELECT+1/0", 500, None),
-        ("POST", "/test/rows", 422, "the request is not valid"),
+        ("POST", "/test/rows", 422, "The request is not valid."),
     ],
 )
 async def test_every_error_is_a_problem(
@@ -231,8 +236,8 @@ async def test_a_statement_that_takes_too_long_is_503_and_cancelled(
         )
         assert postgresql.execute(running).fetchall() == [(0,)]
         assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
-        assert response.json()["detail"] == "the database did not answer in time"
-        assert [record.name for record in caplog.records] == ["core.errors"]
+        assert response.json()["detail"] == "The database did not answer in time."
+        assert [record.name for record in caplog.records] == ["core.database_errors"]
         assert "no answer within 0.5 s" in caplog.text
         assert "Traceback" not in caplog.text
         # The only connection of the pool
@@ -327,7 +332,7 @@ async def test_a_column_of_another_type_is_503_once(
     postgresql.commit()
     response = await live.get("/test/sql", params=select)
     assert response.status_code == 503
-    assert response.json()["detail"] == "the schema has just changed"
+    assert response.json()["detail"] == "The schema has just changed."
     assert (await live.get("/test/sql", params=select)).status_code == 200
 
 

@@ -4,20 +4,22 @@ import uuid
 from datetime import datetime
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, EmailStr, Field, StringConstraints, model_validator
+from pydantic import ConfigDict, EmailStr, Field, StringConstraints, model_validator
+
+from core.schemas import Schema
 
 Email = Annotated[EmailStr, Field(max_length=254)]
 FullName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 
 
-class UserCreate(BaseModel):
+class UserCreate(Schema):
     """A new user."""
 
     email: Email
     full_name: FullName
 
 
-class UserUpdate(BaseModel):
+class UserUpdate(Schema):
     """Changes to a user; omitted fields keep their values."""
 
     email: Email | None = None
@@ -31,7 +33,7 @@ class UserUpdate(BaseModel):
         return self
 
 
-class UserRead(BaseModel):
+class UserRead(Schema):
     """A user as the API shows it."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -43,7 +45,7 @@ class UserRead(BaseModel):
     updated_at: datetime
 
 
-class UserPage(BaseModel):
+class UserPage(Schema):
     """Some users, oldest first."""
 
     items: list[UserRead]

@@ -35,19 +35,19 @@ async def read_user(session: AsyncSession, user_id: uuid.UUID) -> Row[Any]:
     """
     user = (await session.execute(ONE, {"id": user_id})).one_or_none()
     if user is None:
-        raise NotFoundError(f"there is no user {user_id}")
+        raise NotFoundError(f"There is no user {user_id}.")
     return user
 
 
-async def get_user(session: AsyncSession, user_id: uuid.UUID) -> User:
-    """Return a user.
+async def lock_user(session: AsyncSession, user_id: uuid.UUID) -> User:
+    """Return a user that other requests can't change until the session commits.
 
     Raises:
         NotFoundError: there is none with this id.
     """
-    user = await session.get(User, user_id)
+    user = await session.get(User, user_id, with_for_update=True)
     if user is None:
-        raise NotFoundError(f"there is no user {user_id}")
+        raise NotFoundError(f"There is no user {user_id}.")
     return user
 
 
@@ -67,7 +67,7 @@ async def update_user(session: AsyncSession, user_id: uuid.UUID, data: UserUpdat
     Raises:
         NotFoundError: there is none with this id.
     """
-    user = await get_user(session, user_id)
+    user = await lock_user(session, user_id)
     for name, value in data.model_dump(exclude_unset=True).items():
         setattr(user, name, value)
     await session.flush()
@@ -81,5 +81,5 @@ async def delete_user(session: AsyncSession, user_id: uuid.UUID) -> None:
     Raises:
         NotFoundError: there is none with this id.
     """
-    await session.delete(await get_user(session, user_id))
+    await session.delete(await lock_user(session, user_id))
     await session.flush()

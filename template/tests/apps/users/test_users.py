@@ -103,3 +103,16 @@ async def test_the_database_sets_the_time_of_a_change(live_client: httpx.AsyncCl
 async def test_of_two_at_once_one_gets_the_address(live_client: httpx.AsyncClient) -> None:
     responses = await asyncio.gather(*(live_client.post("/users", json=ADA) for _ in range(4)))
     assert sorted(response.status_code for response in responses) == [201, 409, 409, 409]
+
+
+async def test_of_changes_and_deletions_at_once_one_deletes(live_client: httpx.AsyncClient) -> None:
+    user = await create(live_client)
+    address = f"/users/{user['id']}"
+    change = {"full_name": "Countess"}
+    changed, *deleted = await asyncio.gather(
+        live_client.patch(address, json=change),
+        live_client.delete(address),
+        live_client.delete(address),
+    )
+    assert changed.status_code in {200, 404}
+    assert sorted(response.status_code for response in deleted) == [204, 404]

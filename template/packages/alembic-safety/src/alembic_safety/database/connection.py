@@ -57,7 +57,12 @@ def make_connector(
             return await asyncpg.connect(
                 **merged, server_settings=dict(server_settings), **keywords
             )
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (
+            OSError,
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+        ) as error:
             reason = str(error) or type(error).__name__
             file = getattr(error, "filename", None)
             if file and str(file) not in reason:
