@@ -1,14 +1,18 @@
 """A rendered project, and the programs that tests run in it."""
 
+import http.client
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
+from typing import Self
 
 import psutil  # type: ignore[import-untyped]
 from copier import run_copy
@@ -115,6 +119,52 @@ class Project:
             self.run("git", "init", "--quiet", "--initial-branch=main")
         self.run("git", "add", "--all")
         self.run("git", "commit", "--quiet", f"--message={message}")
+
+
+class Service:
+    """A service that runs; `log` is what it had said when it ended."""
+
+    def __init__(self, project: Project, env: Env = NOTHING, *, workers: int = 1) -> None:
+        self.port = free_port()
+        arguments = ["--app-dir", "src", "--factory", "main:create_app", "--port", str(self.port)]
+        arguments += ["--workers", str(workers)]
+        self._workers = workers
+        self._process = subprocess.Popen(
+            ["uv", "run", "python", "-m", "uvicorn", *arguments],
+            cwd=project.path,
+            env={**project.environment, **env},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.log = ""
+
+    def __enter__(self) -> Self:
+        assert self._process.stderr is not None
+        # One process says that it runs when it listens, several before their workers do.
+        said = ("Uvicorn running", *["Application startup complete"] * self._workers)
+        while any(self.log.count(text) < said.count(text) for text in said):
+            line = self._process.stderr.readline()
+            assert line, self.log
+            self.log += line
+        # A worker says that its application has started just before it listens.
+        for _ in range(100):
+            with suppress(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", self.port)).close()
+                break
+            time.sleep(0.05)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        self.log += self._process.communicate(timeout=60)[1]
+
+    def ask(self, path: str, body: str | None = None, **headers: str) -> tuple[int, str]:
+        """Return status and text of the answer; with a body, it is a POST."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        headers["Content-Type"] = "application/json"
+        connection.request("POST" if body else "GET", path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
 
 
 def copy(template: Path, target: Path, answers: Mapping[str, object]) -> Path:

@@ -1,19 +1,14 @@
 """What a rendered project with the extra `otel` sends to a collector."""
 
-import http.client
 import re
-import signal
 import socket
-import subprocess
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from textwrap import dedent
-from typing import Any, Self
+from typing import Any
 
 import psycopg
 import pytest
@@ -21,7 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from psycopg.rows import TupleRow
 from tests.conftest import Render
-from tests.support import Env, Project, copy, free_port
+from tests.support import Project, Service, copy, free_port
 
 from alembic_safety.database.url import DatabaseURL
 
@@ -128,52 +123,6 @@ def project(render: Render, traced: dict[str, str], database_url: DatabaseURL) -
     with_password = replace(database_url, password=PASSWORD)
     project.environment |= {**traced, "DATABASE_URL": with_password.libpq}
     return project
-
-
-class Service:
-    """A service that runs; `log` is what it had said when it ended."""
-
-    def __init__(self, project: Project, env: Env, *, workers: int = 1) -> None:
-        self._port = free_port()
-        arguments = ["--app-dir", "src", "--factory", "main:create_app", "--port", str(self._port)]
-        arguments += ["--workers", str(workers)]
-        self._workers = workers
-        self._process = subprocess.Popen(
-            ["uv", "run", "python", "-m", "uvicorn", *arguments],
-            cwd=project.path,
-            env={**project.environment, **env},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.log = ""
-
-    def __enter__(self) -> Self:
-        assert self._process.stderr is not None
-        # One process says that it runs when it listens, several before their workers do.
-        said = ("Uvicorn running", *["Application startup complete"] * self._workers)
-        while any(self.log.count(text) < said.count(text) for text in said):
-            line = self._process.stderr.readline()
-            assert line, self.log
-            self.log += line
-        # A worker says that its application has started just before it listens.
-        for _ in range(100):
-            with suppress(ConnectionRefusedError):
-                socket.create_connection(("127.0.0.1", self._port)).close()
-                break
-            time.sleep(0.05)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        self.log += self._process.communicate(timeout=60)[1]
-
-    def ask(self, path: str, body: str | None = None, **headers: str) -> tuple[int, str]:
-        """Return status and text of the answer; with a body, it is a POST."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._port)
-        headers["Content-Type"] = "application/json"
-        connection.request("POST" if body else "GET", path, body, headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
 
 
 def test_a_request_and_its_statements_are_a_trace(project: Project, collector: Collector) -> None:

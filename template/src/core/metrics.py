@@ -205,7 +205,7 @@ class Metrics:
     async def _answer(self, request: Request) -> Response:
         try:
             encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        except ValueError:  # a version that is no number
+        except (TypeError, ValueError):  # a version that is no number
             encode, content_type = choose_encoder("")
         # In a thread: it reads the files of all workers, and waits for the schema's state.
         body = await asyncio.to_thread(encode, self._registry)

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Annotated, Self
 
 from pydantic import ConfigDict, EmailStr, Field, StringConstraints, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from core.schemas import Schema
 
@@ -22,8 +23,8 @@ class UserCreate(Schema):
 class UserUpdate(Schema):
     """Changes to a user; omitted fields keep their values."""
 
-    email: Email | None = None
-    full_name: FullName | None = None
+    email: Email | SkipJsonSchema[None] = None
+    full_name: FullName | SkipJsonSchema[None] = None
 
     @model_validator(mode="after")
     def _no_null(self) -> Self:
