@@ -17,20 +17,16 @@ from core.errors import FieldProblem, ProblemResponse, problem
 logger = logging.getLogger(__name__)
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
+RESTRICT_VIOLATION = "23001"
 FOREIGN_KEY_VIOLATION = "23503"
-NOT_NULL_VIOLATION = "23502"
 CONFLICTS = {
-    "23001": "This record is still referenced by other records.",
-    FOREIGN_KEY_VIOLATION: "A record that this refers to does not exist, or others refer to this.",
+    RESTRICT_VIOLATION: "This record is still referenced by other records.",
+    FOREIGN_KEY_VIOLATION: "A record that this refers to does not exist.",
     "23505": "A record with this value already exists.",
     "23P01": "This record overlaps with another one.",
 }
-FOREIGN_KEY_BY_STATEMENT = {
-    "DELETE": "This record is still referenced by other records.",
-    "INSERT": "A record that this refers to does not exist.",
-}
 VALUES = {
-    NOT_NULL_VIOLATION: "A value is missing.",
+    "23502": "A value is missing.",
     "23514": "A value is not allowed.",
     "22001": "A text is too long.",
     "22003": "A number is out of range.",
@@ -67,22 +63,21 @@ async def _on_database_error(request: Request, error: DBAPIError) -> ProblemResp
     state = getattr(error.orig, "sqlstate", None) or ""
     constraint = getattr(cause, "constraint_name", None)
     if state in CONFLICTS:
-        detail = CONFLICTS[state]
-        if state == FOREIGN_KEY_VIOLATION and error.statement:
-            detail = FOREIGN_KEY_BY_STATEMENT.get(error.statement.split()[0].upper(), detail)
-        return problem(request, HTTPStatus.CONFLICT, detail, constraint=constraint)
+        if state == FOREIGN_KEY_VIOLATION and (error.statement or "").startswith("DELETE"):
+            state = RESTRICT_VIOLATION
+        return problem(request, HTTPStatus.CONFLICT, CONFLICTS[state], constraint=constraint)
     if state in VALUES or (state.startswith(DATA_EXCEPTION) and state != DIVISION_BY_ZERO):
         detail = VALUES.get(state, "A value is not valid.")
+        # Without the message, which may hold somebody's data. It may be a mistake of the service, too.
+        logger.info("%s SQLSTATE %s %s", detail, state, constraint or "")
         column = getattr(cause, "column_name", None)
         missing = [FieldProblem(field=column, message="must not be null")] if column else None
-        # Without the message, which may hold somebody's data. It may be a mistake of the service, too.
-        logger.info("%s SQLSTATE %s %s", detail, state, constraint or column or "")
         return problem(
             request,
             HTTPStatus.UNPROCESSABLE_ENTITY,
             detail,
             constraint=constraint,
-            errors=missing if state == NOT_NULL_VIOLATION else None,
+            errors=missing,
         )
     if state in TRANSIENT:
         return _retry_later(request, TRANSIENT[state], error)
@@ -95,8 +90,7 @@ async def _on_database_error(request: Request, error: DBAPIError) -> ProblemResp
 
 
 async def _on_stale_data(request: Request, _error: StaleDataError) -> ProblemResponse:
-    detail = "The record was changed or deleted by another request."
-    return problem(request, HTTPStatus.CONFLICT, detail)
+    return problem(request, HTTPStatus.CONFLICT, "Another request changed or deleted the record.")
 
 
 async def _on_unavailable(request: Request, error: Exception) -> ProblemResponse:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
+from http.client import responses
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -81,7 +82,7 @@ def problem(
 ) -> ProblemResponse:
     """Return the response for the HTTP status `status`, with further members of `Problem`."""
     body = Problem(
-        title=_title(status),
+        title=responses.get(status, f"Status {status}"),
         status=status,
         detail=detail,
         instance=request.url.path,
@@ -93,13 +94,6 @@ def problem(
     )
 
 
-def _title(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:  # one of somebody's own, such as 499
-        return f"Status {status}"
-
-
 async def _on_app_error(request: Request, error: AppError) -> ProblemResponse:
     return problem(request, error.status, error.detail)
 
@@ -107,7 +101,7 @@ async def _on_app_error(request: Request, error: AppError) -> ProblemResponse:
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
     if not is_body_allowed_for_status_code(error.status_code):
         return Response(status_code=error.status_code, headers=error.headers)
-    detail = None if error.detail == _title(error.status_code) else str(error.detail)
+    detail = None if error.detail == responses.get(error.status_code) else str(error.detail)
     return problem(request, error.status_code, detail, headers=error.headers)
 
 

@@ -12,8 +12,8 @@ T = TypeVar("T")
 
 # https://www.postgresql.org/docs/current/mvcc-serialization-failure-handling.html
 RETRIED = {"40001", "40P01"}
-PAUSE = 0.05
-"""Seconds before the second attempt, at most; each further pause may be twice as long."""
+PAUSE = 0.1
+"""Seconds between two attempts, at most."""
 
 
 async def run_transaction(
@@ -24,21 +24,17 @@ async def run_transaction(
 ) -> T:
     """Run `work` in a transaction and commit it; run it again if it collided with another one.
 
-    Args:
-        sessions: the session factory, such as `SessionsDep`.
-        work: called with a new session in each attempt, so it has no effect outside the database.
-        attempts: number of attempts.
+    Each attempt has a new session, so `work` must have no effect outside the database.
 
     Raises:
         DBAPIError: the last attempt collided too, or another error occurred.
     """
-    for attempt in range(1, attempts):
+    while True:
+        attempts -= 1
         try:
             async with sessions.begin() as session:
                 return await work(session)
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) not in RETRIED:
+            if attempts < 1 or getattr(error.orig, "sqlstate", None) not in RETRIED:
                 raise
-        await asyncio.sleep(random.uniform(0, PAUSE * 2 ** (attempt - 1)))  # noqa: S311
-    async with sessions.begin() as session:
-        return await work(session)
+        await asyncio.sleep(random.uniform(0, PAUSE))  # noqa: S311

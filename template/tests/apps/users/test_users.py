@@ -86,13 +86,6 @@ async def test_only_what_is_given_changes(client: httpx.AsyncClient) -> None:
     assert null.status_code == 422
 
 
-async def test_a_deleted_user_is_gone(client: httpx.AsyncClient) -> None:
-    user = await create(client)
-    assert (await client.delete(f"/users/{user['id']}")).status_code == 204
-    for method in ("GET", "DELETE"):
-        assert (await client.request(method, f"/users/{user['id']}")).status_code == 404
-
-
 async def test_the_database_sets_the_time_of_a_change(live_client: httpx.AsyncClient) -> None:
     user = await create(live_client)
     changed = await live_client.patch(f"/users/{user['id']}", json={"full_name": "Countess"})
@@ -116,3 +109,4 @@ async def test_of_changes_and_deletions_at_once_one_deletes(live_client: httpx.A
     )
     assert changed.status_code in {200, 404}
     assert sorted(response.status_code for response in deleted) == [204, 404]
+    assert (await live_client.get(address)).status_code == 404
