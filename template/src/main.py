@@ -84,6 +84,9 @@ def create_app() -> FastAPI:
         description=project.description,
         version=project.version,
         lifespan=lifespan,
+        openapi_url="/openapi.json" if settings.serves_api_docs else None,
+        max_body_size=settings.max_body_size,
+        redirect_slashes=False,  # a redirect would lead to the Host that a client names
         telemetry={
             "auto_configure": False,
             "exclude": tracing.is_excluded,

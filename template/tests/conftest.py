@@ -1,14 +1,7 @@
 """Fixtures for tests on a real PostgreSQL.
 
-The databases are on the server of the settings (the project's own, or that of `DATABASE_URL`).
-They are made for the run and dropped after it. The configured database is never touched.
-
-- `session` and `client` share one migrated database; each test is rolled back. Prefer these.
-- `database_url` and `live_client` have a migrated database for each test, with real commits.
-- `empty_database_url` is a new database without tables.
-
-Migrated databases are copies of one that the migrations made. On the project's own server, a few of
-these stay for the next run.
+docs/development.md lists them. The configured database is never touched: those of the tests are made
+on its server, and dropped after the run.
 """
 
 import asyncio

@@ -94,6 +94,10 @@ class Settings(AnySettings):
     """Address that `metrics_port` listens on."""
     database_command_timeout: Annotated[float, Field(gt=0)] = 30.0
     """Seconds that a statement of a request may take before the request fails with 503."""
+    api_docs: bool | None = None
+    """Serve /docs, /redoc and /openapi.json; by default not in prod."""
+    max_body_size: Annotated[int, Field(ge=1)] = 1_048_576
+    """Bytes that the body of a request may have; a route may set another `max_body_size`."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @model_validator(mode="after")
@@ -111,6 +115,11 @@ class Settings(AnySettings):
         if names == (None, None) and self.migration_database_url is not None:
             raise ValueError("MIGRATION_DATABASE_URL is set and DATABASE_URL is not; set both")
         return self
+
+    @property
+    def serves_api_docs(self) -> bool:
+        """True if the documentation of the API is served."""
+        return self.environment is not Environment.PROD if self.api_docs is None else self.api_docs
 
     @property
     def uses_own_server(self) -> bool:
@@ -164,6 +173,8 @@ def read_settings(kind: type[T]) -> T:
     Raises:
         SettingsError: one line per wrong setting.
     """
+    if os.environ.get("ENVIRONMENT") == "":
+        raise SettingsError("ENVIRONMENT: is empty; set dev, test or prod")
     try:
         return kind(_env_file=ROOT / ".env" if _in_dev() else None)
     except ValidationError as error:
@@ -173,7 +184,7 @@ def read_settings(kind: type[T]) -> T:
 
 
 def _in_dev() -> bool:
-    return (os.environ.get("ENVIRONMENT") or Environment.DEV) == Environment.DEV
+    return os.environ.get("ENVIRONMENT", Environment.DEV) == Environment.DEV
 
 
 def _describe(error: ValidationError) -> str:

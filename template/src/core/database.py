@@ -47,11 +47,7 @@ FRESH = 1.0
 
 
 class Pool(AsyncAdaptedQueuePool):
-    """The pool of an engine.
-
-    It knows how many wait, as all of its connections are in use; and in it the check of a connection
-    that hangs is an error like others.
-    """
+    """Pool that counts who waits for a connection, and raises if the check of one hangs."""
 
     __module__ = AsyncAdaptedQueuePool.__module__  # names its log lines, which are SQLAlchemy's
     waiting = 0
@@ -128,8 +124,7 @@ def _check_connections(engine: Engine) -> None:
     """Replace connections at checkout that are closed or do not respond.
 
     SQLAlchemy's `pool_pre_ping` asks the server before each use, in three round trips. asyncpg knows
-    by itself of a connection that the server closed; others are asked only where they have been idle.
-    One that was cut off in silence fails then, after the engine's command timeout.
+    that a server closed a connection, so only those are asked that were idle.
     """
 
     @event.listens_for(engine, "checkin")

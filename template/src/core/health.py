@@ -1,5 +1,6 @@
 """Health checks: `/health/live` (process) and `/health/ready` (database and schema)."""
 
+import logging
 from http import HTTPStatus
 from typing import Literal
 
@@ -44,7 +45,11 @@ async def ready(request: Request) -> Ready | JSONResponse:
     reader: SchemaReader = request.app.state.schema
     state = await reader.read()
     if state.state not in {State.AT_HEAD, State.AHEAD}:
-        return problem(request, HTTPStatus.SERVICE_UNAVAILABLE, state.describe())
+        detail = f"{state.describe().capitalize()}."
+        if state.state is State.UNREACHABLE:
+            logging.getLogger(__name__).warning("%s", state.describe())
+            detail = "The database is unreachable."  # the address and the user are in the log
+        return problem(request, HTTPStatus.SERVICE_UNAVAILABLE, detail)
     return Ready(
         schema_state=state.state,
         current=", ".join(state.current) or None,

@@ -1,7 +1,6 @@
-"""Metrics for Prometheus: requests, connection pool and schema state.
+"""Metrics for Prometheus, explained in docs/monitoring.md.
 
-`core.workers` has to be asked before this module is imported: see there. docs/monitoring.md
-explains each metric.
+`core.workers.share_counts` has to be called before this module is imported.
 """
 
 import asyncio

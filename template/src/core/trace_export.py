@@ -61,10 +61,7 @@ def _exporters() -> Iterator[SpanExporter]:
 
 
 class _FirstComplaint(logging.Filter):
-    """Filter that passes one line in five minutes, without its traceback.
-
-    A collector that is away is told of at each try of each batch.
-    """
+    """Filter that passes one line in five minutes, without its traceback."""
 
     def __init__(self) -> None:
         super().__init__()

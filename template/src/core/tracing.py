@@ -5,8 +5,6 @@ they run under: a request's, a revision's, or one that `span()` makes around a j
 none, such as the health check's question, is not traced.
 
 No span holds a parameter, a literal or the message of an error: all of them may be somebody's data.
-
-Where nothing asks, the tracer is the one that does nothing, and the SDK is not imported.
 """
 
 import logging

@@ -103,3 +103,11 @@ def test_an_app_s_own_settings_are_read_and_refused_like_the_service_s(
     monkeypatch.setenv("ORDERS_PER_PAGE", "many")
     with pytest.raises(SettingsError, match=r"^ORDERS_PER_PAGE: Input should be a valid integer"):
         read_settings(OwnSettings)
+
+
+def test_an_empty_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENVIRONMENT", "")
+    get_settings.cache_clear()
+    with pytest.raises(SettingsError, match="ENVIRONMENT: is empty; set dev, test or prod"):
+        get_settings()
+    get_settings.cache_clear()

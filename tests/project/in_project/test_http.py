@@ -20,11 +20,14 @@ from tests.support import make_client, started_app
 
 from alembic_safety.config import make_config
 from alembic_safety.database.url import DatabaseURL
-from core.config import Environment, Settings
+from core.config import Environment, Settings, get_settings
 from core.dependencies import SessionDep
 from core.errors import ConflictError, NotFoundError
 from core.logging import configure_logging
 from core.project import ROOT
+from main import create_app
+
+PROD = {"ENVIRONMENT": "prod"}
 
 
 class Number(BaseModel):
@@ -110,7 +113,7 @@ async def test_on_a_database_of_a_newer_release_it_goes_on_serving(
 
 @pytest.mark.parametrize("server", ["away", "silent"])
 async def test_without_an_answer_of_the_database_there_is_one_within_two_seconds(
-    server: str, monkeypatch: pytest.MonkeyPatch
+    server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def say_nothing(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(10)
@@ -126,8 +129,10 @@ async def test_without_an_answer_of_the_database_there_is_one_within_two_seconds
             response = await client.get("/health/ready")
         listener.close()
     assert response.status_code == 503
-    assert response.json()["detail"].startswith("the database is unreachable")
-    assert "secret" not in response.text
+    assert response.json()["detail"] == "The database is unreachable."
+    [said] = {r.getMessage() for r in caplog.records if r.name == "core.health"}
+    assert said.startswith("the database is unreachable: ")
+    assert "secret" not in said
 
 
 async def test_what_a_request_did_is_committed_before_the_answer(live: httpx.AsyncClient) -> None:
@@ -334,6 +339,40 @@ async def test_a_column_of_another_type_is_503_once(
     assert response.status_code == 503
     assert response.json()["detail"] == "The schema has just changed."
     assert (await live.get("/test/sql", params=select)).status_code == 200
+
+
+async def test_a_body_that_is_too_large_is_413(live: httpx.AsyncClient) -> None:
+    async def in_pieces() -> AsyncIterator[bytes]:  # without a Content-Length
+        for _ in range(1025):
+            yield b" " * 1024
+
+    json = {"Content-Type": "application/json"}
+    fits = b'{"number": 1}'.ljust(1_048_576)
+    assert (await live.post("/test/rows", content=fits, headers=json)).status_code == 200
+    for content in (fits + b" ", in_pieces()):
+        response = await live.post("/test/rows", content=content, headers=json)
+        assert response.status_code == 413
+
+
+async def test_a_slash_too_many_leads_nowhere(live: httpx.AsyncClient) -> None:
+    response = await live.get("/health/live/", headers={"Host": "elsewhere.example"})
+    assert response.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("variables", "status"),
+    [({}, 200), ({"API_DOCS": "no"}, 404), (PROD, 404), ({**PROD, "API_DOCS": "yes"}, 200)],
+)
+async def test_prod_has_no_docs_unless_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], status: int
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    get_settings.cache_clear()
+    async with make_client(create_app()) as client:
+        for path in ("/docs", "/redoc", "/openapi.json"):
+            assert (await client.get(path)).status_code == status
+    get_settings.cache_clear()
 
 
 @pytest.mark.parametrize(
