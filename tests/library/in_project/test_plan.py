@@ -140,6 +140,28 @@ def test_a_long_plan_says_how_far_it_has_come(
     assert said == applied + reverted
 
 
+def test_rows_that_were_never_counted_are_not_called_none(project: Project, plan: Plan) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    project.connection.execute("INSERT INTO t_a1 SELECT generate_series(1, 1000)")
+    project.connection.commit()
+    project.write("b2", "a1", 'op.execute("CREATE INDEX ON t_a1 (id)")', table=False)
+    said = " ".join(plan()[1].split())
+    assert "MB read at about 200 MB/s" in said
+    assert "rows)" not in said
+    project.connection.execute("ANALYZE t_a1")
+    project.connection.commit()
+    assert "MB (1,000 rows) read at about 200 MB/s" in " ".join(plan()[1].split())
+
+
+def test_what_a_downgrade_does_not_restore_is_named(project: Project, plan: Plan) -> None:
+    project.write("a1")
+    project.run("upgrade", "head")
+    project.write("b2", "a1", 'op.execute("ALTER TABLE t_a1 ALTER id SET DEFAULT 7")', table=False)
+    said = " ".join(plan()[1].split())
+    assert "cannot be undone: the downgrade does not fully restore column t_a1.id" in said
+
+
 def test_what_is_safe_is_safe(project: Project, plan: Plan) -> None:
     project.write("a1")
     assert plan("--from=base")[0] == 0

@@ -86,10 +86,11 @@ def print_history(project: Project) -> int:
     state, entries = cancellation.run(read())
     for entry in entries:
         when = entry.started_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        code = f"  code {entry.code_version}" if entry.code_version else ""
         message = f"  {revisions[entry.revision].message}" if entry.revision in revisions else ""
         print(
             f"{when}  {entry.direction:<9}  {entry.revision}  {entry.seconds:.2f} s  "
-            f"{entry.who}@{entry.host}  code {entry.code_version}{message}"
+            f"{entry.who}@{entry.host}{code}{message}"
             f"{f'  backup {entry.backup}' if entry.backup else ''}"
             f"{f'  FAILED: {entry.error}' if entry.error else ''}"
         )

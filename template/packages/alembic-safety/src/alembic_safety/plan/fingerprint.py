@@ -176,7 +176,7 @@ def describe_difference(before: Fingerprint, after: Fingerprint) -> str:
     """Return what a downgrade leaves, loses or changes, as a clause."""
     old, new = ({line.partition(" | ")[0] for line in lines} for lines in (before, after))
     changed = {line.partition(" | ")[0] for line in before ^ after} & old & new
-    kinds = {"leaves": new - old, "does not bring back": old - new, "brings back changed": changed}
+    kinds = {"leaves": new - old, "does not restore": old - new, "does not fully restore": changed}
     parts = []
     for verb, names in kinds.items():
         if names:

@@ -45,6 +45,7 @@ class Size:
     """Size of a live table, with its partitions."""
 
     rows: int
+    """Estimate of the server; 0 also if it never counted them."""
     bytes: int
     index_bytes: int
 
@@ -86,8 +87,9 @@ class Sizes:
             return ""
         amount, speed = size.work(rewrite=rewrite)
         words = next((words for limit, words in _DURATIONS if amount / speed < limit), "hours")
+        rows = f" ({size.rows:,} rows)" if size.rows else ""
         return (
-            f"; {words}: {amount / 1e6:,.1f} MB ({size.rows:,} rows) "
+            f"; {words}: {amount / 1e6:,.1f} MB{rows} "
             f"{'written' if rewrite else 'read'} at about {speed / 1e6:.0f} MB/s"
         )
 
