@@ -232,6 +232,10 @@ def test_no_text_form_shows_the_password() -> None:
     assert other.password == "secret"  # noqa: S105
     assert "secret" not in f"{other} {other!r}"
     assert "secret" not in f"{url} {url!r} {url.without_password}"
+    misspelled = DatabaseURL.parse("postgresql://u@db/app?passwort=secret&search_path=tenant")
+    assert str(misspelled) == "postgresql://u@db:5432/app?passwort=***&search_path=tenant"
+    assert "secret" not in repr(misspelled)
+    assert "secret" in misspelled.libpq
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ _LIBPQ = _LIBPQ_ONLY | {
     "sslrootcert",
     "target_session_attrs",
 }
+_SHOWN = _LIBPQ - {"sslpassword"} | {"search_path"}
 # Resolved by `parse` into the fields of the URL. `database` is asyncpg's name for dbname.
 # load_balance_hosts is dropped, because asyncpg always tries the hosts in their order.
 _RESOLVED = {"host", "port", "user", "password", "dbname", "database", "load_balance_hosts"}
@@ -178,7 +179,7 @@ class DatabaseURL:
 
     @property
     def without_password(self) -> str:
-        """The URL for messages and for programs that read the password from PGPASSWORD."""
+        """The URL for programs that read the password from PGPASSWORD."""
         shown = tuple(pair for pair in self.query if pair[0] != "sslpassword")
         return self._render(password=None, query=_for_libpq(shown))
 
@@ -228,10 +229,12 @@ class DatabaseURL:
         return arguments
 
     def __str__(self) -> str:
-        return self.without_password
+        """Return the URL for messages. A parameter that is not known may be a misspelled password."""
+        shown = [(key, value if key in _SHOWN else "***") for key, value in self.query]
+        return self._render(password=None, query=tuple(shown))
 
     def __repr__(self) -> str:
-        return f"DatabaseURL({self.without_password!r})"
+        return f"DatabaseURL({str(self)!r})"
 
 
 def _default_user() -> str:
@@ -242,7 +245,7 @@ def _default_user() -> str:
 
 
 def _encode(query: tuple[tuple[str, str], ...]) -> str:
-    return urlencode(query, quote_via=quote, safe="/,:")
+    return urlencode(query, quote_via=quote, safe="/,:*")
 
 
 def _for_libpq(query: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
