@@ -3,6 +3,7 @@
 import json
 import logging
 import logging.config
+import re
 import sys
 from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
@@ -61,7 +62,7 @@ def configure_logging(settings: Settings) -> None:
 
 
 class JSONFormatter(logging.Formatter):
-    """Makes one JSON object of a record: its message, what it was given as `extra`, its context.
+    """Makes one JSON object of a record, without the rows that PostgreSQL's errors quote.
 
     structlog's formatter, which copies each record, takes a tenth of the time of a short request.
     """
@@ -69,25 +70,21 @@ class JSONFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line."""
         line = {name: value for name, value in vars(record).items() if name not in _OF_EVERY_RECORD}
-        line["event"] = record.getMessage()
+        line["event"] = _DETAIL.sub("", record.getMessage())
         line |= _context()
         line["level"], line["logger"] = record.levelname.lower(), record.name
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")
-        line["timestamp"] = time.replace("+00:00", "Z")
+        line["timestamp"] = f"{datetime.fromtimestamp(record.created, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = _DETAIL.sub("", self.formatException(record.exc_info))
         if record.stack_info:
             line["stack"] = self.formatStack(record.stack_info)
         return _encode(line)
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
-_OF_EVERY_RECORD = {
-    *vars(logging.makeLogRecord({})),
-    "message",
-    "asctime",
-    "color_message",  # uvicorn's message again, in colour
-}
+_DETAIL = re.compile(r"\nDETAIL: .*")
+# color_message is uvicorn's message again.
+_OF_EVERY_RECORD = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
 
 
 def _finish(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:

@@ -4,10 +4,12 @@ import asyncio
 import json
 import logging
 import re
+import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
 
+import asyncpg
 import httpx
 import psycopg
 import pytest
@@ -409,13 +411,13 @@ def log_lines(
 ) -> Callable[[Environment], list[str]]:
     def lines(environment: Environment) -> list[str]:
         monkeypatch.setattr(logging.getLogger(), "handlers", [])  # those of pytest
-        log_an_error(environment)
+        log_errors(environment)
         return capsys.readouterr().err.splitlines()
 
     return lines
 
 
-def log_an_error(environment: Environment) -> None:
+def log_errors(environment: Environment) -> None:
     settings = Settings(
         environment=environment, database_url=DatabaseURL.parse("postgresql://u:p@db/app")
     )
@@ -424,18 +426,26 @@ def log_an_error(environment: Environment) -> None:
         raise ValueError("broken")
     except ValueError:
         logging.getLogger("mine").exception("it %s", "failed", extra={"order": 7})
+    refused = asyncpg.UniqueViolationError("a key of uq_users_email is taken")
+    refused.detail = "Key (email)=(ada@example.com) already exists."
+    logging.getLogger("mine").error("refused: %s", refused, exc_info=refused)
+    warnings.warn("it is old", DeprecationWarning, stacklevel=1)
 
 
 def test_prod_logs_one_json_object_a_line(
     log_lines: Callable[[Environment], list[str]],
 ) -> None:
-    lines = log_lines(Environment.PROD)
-    assert len(lines) == 1
-    record = json.loads(lines[0])
+    record, refused, warning = map(json.loads, log_lines(Environment.PROD))
     assert record["event"] == "it failed"
     assert (record["level"], record["logger"], record["order"]) == ("error", "mine", 7)
     assert "ValueError: broken" in record["exception"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", record["timestamp"])
+    # What PostgreSQL quotes of rows is not there, what broke is.
+    assert refused["event"] == "refused: a key of uq_users_email is taken"
+    assert "uq_users_email is taken" in refused["exception"]
+    assert "ada@example.com" not in str(refused)
+    assert (warning["level"], warning["logger"]) == ("warning", "py.warnings")
+    assert "DeprecationWarning: it is old" in warning["event"]
 
 
 def test_dev_logs_for_people(log_lines: Callable[[Environment], list[str]]) -> None:
