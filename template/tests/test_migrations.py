@@ -7,50 +7,14 @@ import pytest
 from alembic import command
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 from sqlalchemy.pool import NullPool
 
 from alembic_safety.config import make_config
 from alembic_safety.database.url import DatabaseURL
+from alembic_safety.testing import read_schema
 from core.database import create_engine
 from core.project import ROOT
-
-# Everything a schema is made of, as text, but for Alembic's and the record's own tables; equal
-# text means an equal schema.
-SCHEMA = text(
-    """
-    SELECT 'relation', c.relname::text, c.relkind::text, ''
-    FROM pg_class c
-    WHERE c.relnamespace = 'public'::regnamespace AND c.relname NOT LIKE 'alembic\\_version%'
-    UNION ALL
-    SELECT 'column', a.attrelid::regclass::text || '.' || a.attname,
-           format_type(a.atttypid, a.atttypmod) || CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END,
-           coalesce(pg_get_expr(d.adbin, d.adrelid), '')
-    FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-    LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-    WHERE c.relnamespace = 'public'::regnamespace AND a.attnum > 0 AND NOT a.attisdropped
-      AND c.relname NOT LIKE 'alembic\\_version%'
-    UNION ALL
-    SELECT 'index', indexname::text, indexdef, '' FROM pg_indexes
-    WHERE schemaname = 'public' AND tablename NOT LIKE 'alembic\\_version%'
-    UNION ALL
-    SELECT 'constraint', conname::text, pg_get_constraintdef(oid), '' FROM pg_constraint
-    WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text NOT LIKE 'alembic\\_version%'
-    UNION ALL
-    SELECT 'type', t.typname::text, t.typtype::text,
-           coalesce((SELECT string_agg(enumlabel, ',' ORDER BY enumsortorder)
-                     FROM pg_enum WHERE enumtypid = t.oid), '')
-    FROM pg_type t WHERE t.typnamespace = 'public'::regnamespace AND t.typtype IN ('e', 'd', 'r')
-    UNION ALL
-    SELECT 'function', p.proname::text, pg_get_function_identity_arguments(p.oid), md5(p.prosrc)
-    FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace
-      AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = p.oid AND deptype = 'e')
-    UNION ALL
-    SELECT 'trigger', tgrelid::regclass::text || '.' || tgname, pg_get_triggerdef(oid), ''
-    FROM pg_trigger WHERE NOT tgisinternal
-    ORDER BY 1, 2, 3, 4
-    """
-)
 
 
 def on(url: DatabaseURL, run: Callable[[Connection], None]) -> None:
@@ -62,12 +26,6 @@ def on(url: DatabaseURL, run: Callable[[Connection], None]) -> None:
             await connection.run_sync(run)
 
     asyncio.run(connect())
-
-
-def schema(connection: Connection) -> list[tuple[str, ...]]:
-    rows = [tuple(row) for row in connection.execute(SCHEMA)]
-    connection.rollback()  # Alembic must find no transaction begun: it would leave it open
-    return rows
 
 
 def current(connection: Connection) -> set[str | None]:
@@ -91,28 +49,34 @@ def test_each_revision_goes_up_and_down_and_up_again(empty_database_url: Databas
     def stairway(connection: Connection) -> None:
         config = make_config(ROOT, connection=connection)
         for revision in reversed(revisions):
-            before, heads = schema(connection), current(connection)
+            before, heads = read_schema(connection), current(connection)
             command.upgrade(config, revision.revision)
-            after = schema(connection)
+            after = read_schema(connection)
             if revision.is_merge_point:
                 continue
             command.downgrade(config, str(revision.down_revision or "base"))
             # Where another branch starts at the same revision, that one went down too.
             if heads <= {revision.down_revision}:
-                assert schema(connection) == before, f"{revision.path}: downgrade leaves something"
+                assert read_schema(connection) == before, (
+                    f"{revision.path}: downgrade leaves something"
+                )
             for head in [*map(str, heads), revision.revision]:
                 command.upgrade(config, head)
-            assert schema(connection) == after, f"{revision.path}: another schema the second time"
+            assert read_schema(connection) == after, (
+                f"{revision.path}: another schema the second time"
+            )
 
     on(empty_database_url, stairway)
 
 
-def test_downgrade_to_base_leaves_nothing_behind(database_url: DatabaseURL) -> None:
-    def reset(connection: Connection) -> None:
+def test_downgrade_to_base_leaves_nothing_behind(empty_database_url: DatabaseURL) -> None:
+    def there_and_back(connection: Connection) -> None:
+        before = read_schema(connection)
+        command.upgrade(make_config(ROOT, connection=connection), "head")
         command.downgrade(make_config(ROOT, connection=connection), "base")
-        assert schema(connection) == []
+        assert read_schema(connection) == before
 
-    on(database_url, reset)
+    on(empty_database_url, there_and_back)
 
 
 @pytest.mark.parametrize("name", ["upgrade", "downgrade"])
