@@ -130,20 +130,24 @@ class UnexpectedErrorMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        started = False
+        started = ended = False
 
         async def send_and_note(message: Message) -> None:
-            nonlocal started
+            nonlocal started, ended
             started = True
             await send(message)
+            ended = message["type"] == "http.response.body" and not message.get("more_body")
 
         try:
             await self.app(scope, receive, send_and_note)
         except Exception:
-            if scope["type"] != "http" or started:
+            if scope["type"] != "http" or (started and not ended):
                 raise
             request = Request(scope)
-            logger.exception("%s %s failed", request.method, request.url.path)
+            what = "a background task of " if ended else ""
+            logger.exception("%s%s %s failed", what, request.method, request.url.path)
+            if ended:
+                return
             response = problem(
                 request,
                 HTTPStatus.INTERNAL_SERVER_ERROR,

@@ -50,8 +50,16 @@ class RequestIDMiddleware:
         current = given.decode() if _ACCEPTABLE.fullmatch(given) else _new_id()
         token = _current.set(current)
         tracing.set_attribute("http.response.header.x-request-id", [current])
-        status = 500
+        status, ended = 500, False
         started = time.perf_counter()
+
+        def end() -> None:
+            nonlocal ended
+            ended = True
+            seconds = time.perf_counter() - started
+            _log(scope["method"], scope["path"], status, seconds)
+            if self.count is not None:
+                self.count(scope, status, seconds)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -60,14 +68,14 @@ class RequestIDMiddleware:
                 others = [header for header in message.get("headers", ()) if header[0] != HEADER]
                 message["headers"] = [*others, (HEADER, current.encode())]
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                end()  # background tasks follow
 
         try:
             await self.app(scope, receive, send_with_id)
         finally:
-            seconds = time.perf_counter() - started
-            _log(scope["method"], scope["path"], status, seconds)
-            if self.count is not None:
-                self.count(scope, status, seconds)
+            if not ended:
+                end()
             _current.reset(token)
 
 

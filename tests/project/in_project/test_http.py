@@ -14,7 +14,7 @@ import httpx
 import psycopg
 import pytest
 from alembic.script import ScriptDirectory
-from fastapi import FastAPI, HTTPException
+from fastapi import BackgroundTasks, FastAPI, HTTPException
 from psycopg.rows import TupleRow
 from pydantic import BaseModel
 from sqlalchemy import text
@@ -27,6 +27,7 @@ from core.dependencies import SessionDep
 from core.errors import ConflictError, NotFoundError
 from core.logging import configure_logging
 from core.project import ROOT
+from core.request_id import request_id
 from main import create_app
 
 PROD = {"ENVIRONMENT": "prod"}
@@ -62,11 +63,17 @@ def add_test_routes(app: FastAPI) -> None:
 
 
 @pytest.fixture
-async def live(
+async def app_of_live(
     database_url: DatabaseURL, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[httpx.AsyncClient]:
-    async with started_app(database_url, monkeypatch) as app, make_client(app) as client:
+) -> AsyncIterator[FastAPI]:
+    async with started_app(database_url, monkeypatch) as app:
         add_test_routes(app)
+        yield app
+
+
+@pytest.fixture
+async def live(app_of_live: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with make_client(app_of_live) as client:
         create = "CREATE TABLE test_rows (number int UNIQUE DEFERRABLE INITIALLY DEFERRED)"
         await client.get("/test/sql", params={"statement": create})
         yield client
@@ -403,6 +410,41 @@ async def test_requests_are_logged_and_good_answers_to_probes_for_debug_alone(
         "GET /health/lost 404": logging.INFO,
     }
     assert lines["GET /openapi.json 200"].__dict__["duration_ms"] >= 0
+
+
+async def test_a_background_task_is_no_part_of_the_answer_and_its_error_has_the_request_s_id(
+    live: httpx.AsyncClient, app_of_live: FastAPI
+) -> None:
+    lines: list[tuple[str, float, str | None]] = []
+
+    class Noting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            duration = record.__dict__.get("duration_ms", 0)
+            lines.append((record.getMessage(), duration, request_id()))
+
+    async def fail() -> None:
+        await asyncio.sleep(0.3)
+        raise RuntimeError("of a task")
+
+    @app_of_live.post("/test/tasks")
+    async def begin(tasks: BackgroundTasks) -> None:
+        tasks.add_task(fail)
+
+    noting = Noting(logging.INFO)
+    for name in ("service.access", "core.errors"):
+        logging.getLogger(name).addHandler(noting)
+        logging.getLogger(name).setLevel(logging.INFO)
+    try:
+        response = await live.post("/test/tasks", headers={"X-Request-ID": "its-id"})
+    finally:
+        for name in ("service.access", "core.errors"):
+            logging.getLogger(name).removeHandler(noting)
+    assert response.status_code == 200
+    (access, duration, access_id), (failed, _, failed_id) = lines
+    assert access == "POST /test/tasks 200"
+    assert duration < 300
+    assert failed == "a background task of POST /test/tasks failed"
+    assert access_id == failed_id == "its-id"
 
 
 @pytest.fixture
