@@ -1,6 +1,8 @@
 """A rendered project's test suite: when it runs the migrations, and what it leaves on the server."""
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from textwrap import dedent
 
 import psycopg
@@ -98,3 +100,22 @@ def test_a_revision_that_fails_is_named_in_short(
     assert "Traceback" not in said
     assert "tests/conftest.py" not in said
     assert database.execute(query).fetchall() == before
+
+
+def test_a_role_that_may_not_create_databases_is_one_message_whose_advice_helps(
+    render: Callable[..., Project],
+    database: psycopg.Connection[TupleRow],
+    database_url: DatabaseURL,
+) -> None:
+    project = render()
+    project.environment["DATABASE_URL"] = replace(database_url, user="tester").libpq
+    database.execute("DROP ROLE IF EXISTS tester")
+    database.execute("CREATE ROLE tester LOGIN")
+    refused = project.run("uv", "run", "python", "-m", "pytest", "-q", expect=2)
+    [line] = (refused.stdout + refused.stderr).strip().splitlines()
+    assert "The tests need a role that may create databases" in line
+    advice = re.search(r"ALTER ROLE \S+ CREATEDB", line)
+    assert advice is not None
+    database.execute(advice[0].encode())
+    project.run("uv", "run", "python", "-m", "pytest", "-q", "tests/apps")
+    database.execute("DROP ROLE tester")

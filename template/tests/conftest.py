@@ -54,6 +54,12 @@ def pytest_configure(config: pytest.Config) -> None:
             pytest.exit("the tests do not run with ENVIRONMENT=prod", returncode=2)
         server = settings.url.with_database("postgres")
         with psycopg.connect(server.libpq, autocommit=True) as connection:
+            right = "SELECT quote_ident(rolname) FROM pg_roles WHERE rolname = current_user"
+            if role := connection.execute(f"{right} AND NOT (rolcreatedb OR rolsuper)").fetchone():
+                pytest.exit(
+                    f"The tests need a role that may create databases: ALTER ROLE {role[0]} CREATEDB",
+                    returncode=2,
+                )
             databases = MigratedDatabases(connection, prefix=PREFIX, keep=0)
             if not hasattr(config, "workerinput"):
                 if settings.uses_own_server:
