@@ -176,8 +176,9 @@ def add_error_handlers(app: FastAPI) -> None:
 
 def _with_media_type(schema: dict[str, Any]) -> dict[str, Any]:
     """Give problems in an OpenAPI schema the media type that they are sent with."""
-    operations = [item for path in schema["paths"].values() for item in path.values()]
-    for response in [one for item in operations for one in item["responses"].values()]:
+    items = [item for path in schema["paths"].values() for item in path.values()]
+    operations = [item for item in items if isinstance(item, dict)]
+    for response in [one for item in operations for one in item.get("responses", {}).values()]:
         content = response.get("content", {})
         if content.get("application/json", {}).get("schema") == _PROBLEM:
             content[MEDIA_TYPE] = content.pop("application/json")
