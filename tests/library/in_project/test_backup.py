@@ -161,9 +161,27 @@ def test_of_the_schema_alone_there_are_no_rows(project: Project, folder: Path) -
     project.run("upgrade", "head")
     project.write("b2", "a1")
     project.run("upgrade", "head", backup="schema")
-    assert migrations.main(["restore", "latest", "--into", f"{databases(project)[0]}_new"]) == 0
+    [file] = folder.iterdir()
+    assert migrations.main(["restore", str(file), "--into", f"{databases(project)[0]}_new"]) == 0
     [_, restored] = databases(project)
     assert content(get_settings().url.with_database(restored))["t_a1"] == []
+
+
+def test_latest_is_the_newest_backup_with_rows(
+    project: Project, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.write("a1", None, "op.execute('INSERT INTO t_a1 VALUES (1)')")
+    project.run("upgrade", "head")
+    assert migrations.main(["backup"]) == 0
+    assert migrations.main(["backup", "--kind", "schema"]) == 0
+    name = databases(project)[0]
+    assert migrations.main(["restore", "latest", "--into", f"{name}_new"]) == 0
+    assert content(get_settings().url.with_database(f"{name}_new"))["t_a1"] == [("(1)",)]
+    assert f"The backup was restored into the database {name}_new." in capsys.readouterr().out
+    [schema] = folder.glob("*.schema.dump")
+    assert migrations.main(["restore", schema.name, "--into", f"{name}_empty"]) == 0
+    said = f"The schema was restored, without rows, into the database {name}_empty."
+    assert said in capsys.readouterr().out
 
 
 def test_a_schema_alone_does_not_take_the_place_of_data(
@@ -631,7 +649,7 @@ def test_a_backup_that_does_not_exist_is_named(
     project: Project, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert migrations.main(["restore", "latest"]) == 1
-    assert f"there is no backup of the database {get_settings().url.database}" in (
+    assert f"there is no full backup of the database {get_settings().url.database}" in (
         capsys.readouterr().err
     )
     assert migrations.main(["restore", "x.dump"]) == 1

@@ -154,6 +154,24 @@ def test_rows_that_were_never_counted_are_not_called_none(project: Project, plan
     assert "MB (1,000 rows) read at about 200 MB/s" in " ".join(plan()[1].split())
 
 
+def test_a_large_table_is_not_small_before_it_is_analyzed(
+    project: Project, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIGRATION_PLAN_SMALL_ROWS", "10000")
+    project.write("a1")
+    project.run("upgrade", "head")
+    project.connection.execute("ALTER TABLE t_a1 SET (autovacuum_enabled = off)")
+    project.connection.execute("INSERT INTO t_a1 SELECT generate_series(1, 100)")
+    project.connection.commit()
+    project.write("b2", "a1", 'op.execute("CREATE INDEX ON t_a1 (id)")', table=False)
+    assert "let through: the table is small" in " ".join(plan()[1].split())
+    project.connection.execute("INSERT INTO t_a1 SELECT generate_series(1, 30000)")
+    project.connection.commit()
+    code, said = plan()
+    assert code == review.UNSAFE
+    assert "let through" not in said
+
+
 def test_what_a_downgrade_does_not_restore_is_named(project: Project, plan: Plan) -> None:
     project.write("a1")
     project.run("upgrade", "head")

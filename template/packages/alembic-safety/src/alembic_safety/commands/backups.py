@@ -101,7 +101,7 @@ def restore(project: Project, name: str, *, into: str, confirm: str) -> int:
 
     Args:
         project: the project.
-        name: a file, the name of a backup, or `latest`.
+        name: a file, the name of a backup, or `latest`, the newest full backup.
         into: name of the new database; may be empty.
         confirm: name of the present database, to replace it; may be empty.
     """
@@ -116,14 +116,19 @@ def restore(project: Project, name: str, *, into: str, confirm: str) -> int:
         )
     folder = backup_folder(project)
     replace = bool(confirm)
-    backup = find_backup(folder, name, url.database, full=replace)
+    backup = find_backup(folder, name, url.database, full=True)
 
     async def run() -> str:
         await refuse_transaction_pooler(url)
         return await restore_database(url, backup, into=into or None, replace=replace)
 
     name = cancellation.run(run())
-    print(f"The backup was restored into the database {name}.")
+    what = (
+        "schema was restored, without rows,"
+        if backup.kind is BackupKind.SCHEMA
+        else "backup was restored"
+    )
+    print(f"The {what} into the database {name}.")
     return 0
 
 

@@ -27,7 +27,7 @@ _NO_TRANSACTION = re.compile(
 )
 """Statements that PostgreSQL refuses, or may refuse, in a transaction block."""
 _ENGINE = re.compile(
-    r"\s*(SHOW\b|SET\b|(CREATE TABLE|INSERT INTO|UPDATE|DELETE FROM|DROP TABLE) alembic_version\b"
+    r"\s*(SHOW\b|SET\b|SELECT pg_advisory_unlock\b|(CREATE TABLE|INSERT INTO|UPDATE|DELETE FROM|DROP TABLE) alembic_version\b"
     r"|(CREATE TABLE IF NOT EXISTS|INSERT INTO|DELETE FROM|DROP TABLE) alembic_backfill\b"
     r"|SELECT .* FROM alembic_backfill\b|SELECT EXISTS \(SELECT FROM alembic_backfill\))",
 )

@@ -14,6 +14,9 @@ _READ_PER_SECOND = 200_000_000
 _WRITTEN_PER_SECOND = 50_000_000
 """Bytes that it writes while it copies each row to a new file and builds the indexes again."""
 
+_LEAST_ROW = 32
+"""Bytes of the smallest row. A table that was never analyzed has at most one for each of these."""
+
 _DURATIONS = (
     (0.1, "moments"),
     (1, "up to a second"),
@@ -26,7 +29,9 @@ _DURATIONS = (
 _SIZES = text(
     f"""
     SELECT {RELATION_NAME} AS name,
-        sum(greatest(part.reltuples, 0))::bigint AS rows,
+        sum(CASE WHEN part.reltuples > 0 THEN part.reltuples
+            ELSE pg_relation_size(part.oid) / {_LEAST_ROW} END)::bigint AS rows,
+        bool_and(part.reltuples > 0 OR pg_relation_size(part.oid) = 0) AS counted,
         sum(pg_table_size(part.oid))::bigint AS bytes,
         sum(pg_indexes_size(part.oid))::bigint AS index_bytes
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -45,9 +50,11 @@ class Size:
     """Size of a live table, with its partitions."""
 
     rows: int
-    """Estimate of the server; 0 also if it never counted them."""
+    """Estimate of the server; the most that there may be if it has none."""
     bytes: int
     index_bytes: int
+    counted: bool = True
+    """Whether `rows` is the server's estimate."""
 
     def work(self, *, rewrite: bool) -> tuple[int, int]:
         """Return how many bytes are read or rewritten, and how many of them in a second."""
@@ -87,7 +94,7 @@ class Sizes:
             return ""
         amount, speed = size.work(rewrite=rewrite)
         words = next((words for limit, words in _DURATIONS if amount / speed < limit), "hours")
-        rows = f" ({size.rows:,} rows)" if size.rows else ""
+        rows = f" ({size.rows:,} rows)" if size.counted else ""
         return (
             f"; {words}: {amount / 1e6:,.1f} MB{rows} "
             f"{'written' if rewrite else 'read'} at about {speed / 1e6:.0f} MB/s"
@@ -115,5 +122,8 @@ def read_sizes(connection: Connection, *, lock_wait: int) -> dict[str, Size]:
             "plan again when that session has ended"
         ) from error
     return {
-        row.name: Size(rows=row.rows, bytes=row.bytes, index_bytes=row.index_bytes) for row in rows
+        row.name: Size(
+            rows=row.rows, bytes=row.bytes, index_bytes=row.index_bytes, counted=row.counted
+        )
+        for row in rows
     }
