@@ -38,11 +38,15 @@ def find_names(text: str) -> set[str]:
 def find_names_of_rule(rule: str) -> set[str]:
     """Return the variables that a rule mentions: itself, by another variable, or in a script.
 
-    Those that a script gives a value itself are none that anybody could set.
+    One that a script sets before it reads it is none that anybody else could set.
     """
     scripts = "".join(read(script) for script in re.findall(r"deploy/[\w-]+\.sh", rule))
     names = find_names(rule) | set(re.findall(r"\$\{?([A-Za-z_]\w*)", scripts))
-    names -= set(re.findall(r"^(\w+)=", scripts, re.MULTILINE))
+    names -= {
+        name
+        for name in re.findall(r"^(\w+)=", scripts, re.MULTILINE)
+        if not re.search(rf"\$\{{?{name}\b", scripts.partition(f"\n{name}=")[0])
+    }
     while more := find_names("".join(DEFINITIONS.get(name, "") for name in names)) - names:
         names |= more
     return names

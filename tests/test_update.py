@@ -268,9 +268,12 @@ def own_upstream(upstream: Project, tmp_path: Path) -> Project:
     return own
 
 
-def test_one_update_follows_another(copies: Copies, own_upstream: Project) -> None:
+@each_release
+def test_one_update_follows_another(
+    copies: Copies, own_upstream: Project, release: Release
+) -> None:
     slug = {"project_slug": "shop"}
-    project = copies.copy_of(own_upstream, RELEASES[0].tag, slug)
+    project = copies.copy_of(own_upstream, release.tag, slug)
     require_names = names_of(project)
     said = copies.update(project).stderr
     newest = re.search(r"^## (.+)\n\n((?:.+\n)+)", own_upstream.read("CHANGELOG.md"), re.MULTILINE)

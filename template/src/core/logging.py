@@ -82,7 +82,11 @@ class JSONFormatter(logging.Formatter):
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
-_DETAIL = re.compile(r"\nDETAIL: .*")
+# To the next part of the message: a row that is quoted may have lines of its own.
+_DETAIL = re.compile(
+    r"\n[ |]*DETAIL: .*?(?=\n[ |]*(HINT: |\[SQL: |\(Background on |\n[ |]*(The above|During) )|\Z)",
+    re.DOTALL,
+)
 # color_message is uvicorn's message again.
 _OF_EVERY_RECORD = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
 

@@ -222,6 +222,17 @@ async def test_what_may_succeed_later_is_503(live: httpx.AsyncClient, state: str
     assert response.headers["Retry-After"] == "1"
 
 
+async def test_without_a_host_of_the_wanted_kind_it_is_503(
+    database_url: DatabaseURL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = DatabaseURL.parse(f"{database_url.libpq}&target_session_attrs=standby")
+    async with started_app(url, monkeypatch) as app, make_client(app) as client:
+        add_routes(app)
+        response = await client.post("/raise/40001")
+    require_problem(response, 503)
+    assert response.json()["detail"] == "The database is not available."
+
+
 async def test_a_mistake_of_the_service_is_500(live: httpx.AsyncClient) -> None:
     for state in ("22012", "42703", "P0001"):
         require_problem(await live.post(f"/raise/{state}"), 500)

@@ -469,7 +469,8 @@ def log_errors(environment: Environment) -> None:
     except ValueError:
         logging.getLogger("mine").exception("it %s", "failed", extra={"order": 7})
     refused = asyncpg.UniqueViolationError("a key of uq_users_email is taken")
-    refused.detail = "Key (email)=(ada@example.com) already exists."
+    refused.detail = "Key (email, text)=(ada@example.com, two\n\nlines of hers) already exists."
+    refused.hint = "Take another one."
     logging.getLogger("mine").error("refused: %s", refused, exc_info=refused)
     warnings.warn("it is old", DeprecationWarning, stacklevel=1)
 
@@ -483,9 +484,11 @@ def test_prod_logs_one_json_object_a_line(
     assert "ValueError: broken" in record["exception"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", record["timestamp"])
     # What PostgreSQL quotes of rows is not there, what broke is.
-    assert refused["event"] == "refused: a key of uq_users_email is taken"
+    taken = "a key of uq_users_email is taken\nHINT:  Take another one."
+    assert refused["event"] == f"refused: {taken}"
     assert "uq_users_email is taken" in refused["exception"]
     assert "ada@example.com" not in str(refused)
+    assert "of hers" not in str(refused)
     assert (warning["level"], warning["logger"]) == ("warning", "py.warnings")
     assert "DeprecationWarning: it is old" in warning["event"]
 
